@@ -1,0 +1,108 @@
+"""MNIST (LeCun, Cortes, Burges) from its four original IDX files, checked by digest every time they are read."""
+
+import gzip
+import hashlib
+import shutil
+import urllib.error
+import urllib.request
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.atomic import whole_file, write_bytes
+from utils.errors import UserError
+
+#: name -> bytes and SHA-256 of the uncompressed file (the gzip wrappers differ from copy to copy).
+FILES = {
+    "train-images-idx3-ubyte": (47040016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    "train-labels-idx1-ubyte": (60008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    "t10k-images-idx3-ubyte": (7840016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    "t10k-labels-idx1-ubyte": (10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+}
+
+#: Where the files can be fetched; the first that answers is used.
+HOMES = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+
+GET_IT = "get it with: uv run get_data.py mnist (without internet: --source FOLDER that holds the four files)"
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """The content of FILES[name], read from `path`, gzipped or not; UserError if it is damaged or not the original."""
+    size, digest = FILES[name]
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read(size + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it, then {GET_IT}.") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != digest:
+        raise UserError(f"{path} is not the original file (SHA-256 {found[:12]}…, expected {digest[:12]}…): delete it, then {GET_IT}.")
+    return content
+
+
+def load(data_path) -> dict[str, tuple[Tensor, Tensor]]:
+    """split -> images [n, 28, 28] uint8 and labels [n] uint8, in the original order."""
+    folder = Path(data_path) / "mnist"
+    missing = [name for name in FILES if not (folder / f"{name}.gz").exists()]
+    if missing:
+        raise UserError(f"MNIST is not in {folder} ({missing[0]}.gz is missing): {GET_IT}.")
+    arrays = {}
+    for split, prefix in {"train": "train", "test": "t10k"}.items():
+        images, labels = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+        images = np.frombuffer(read_file(folder / f"{images}.gz", images), np.uint8, offset=16)
+        labels = np.frombuffer(read_file(folder / f"{labels}.gz", labels), np.uint8, offset=8)
+        arrays[split] = torch.from_numpy(images.reshape(-1, 28, 28).copy()), torch.from_numpy(labels.copy())
+    return arrays
+
+
+def is_present(data_path) -> bool:
+    """Whether all four files are there and sound."""
+    folder = Path(data_path) / "mnist"
+    try:
+        return all(read_file(folder / f"{name}.gz", name) for name in FILES)
+    except UserError:
+        return False
+
+
+def fetch(data_path, source=None) -> None:
+    """Puts the four files into data_path/mnist, from the folder `source` or from the internet; each whole or not at all."""
+    folder = Path(data_path) / "mnist"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if source is None:
+                _download(name, folder)
+            else:
+                _import(name, Path(source), folder)
+    except OSError as error:
+        raise UserError(f"MNIST cannot be written to {folder} ({error}): give a writable folder with --data_path.") from None
+
+
+def _import(name: str, source: Path, folder: Path) -> None:
+    candidates = [place / file for place in (source, source / "mnist", source / "MNIST" / "raw") for file in (f"{name}.gz", name)]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise UserError(f"--source {source} has no {name}.gz (nor has its subfolder mnist): give the folder that holds MNIST's four files.")
+    content = read_file(found, name)
+    packed = found.read_bytes() if found.suffix == ".gz" else gzip.compress(content, mtime=0)
+    write_bytes(folder / f"{name}.gz", packed)
+
+
+def _download(name: str, folder: Path) -> None:
+    failures = []
+    for home in HOMES:
+        try:
+            with whole_file(folder / f"{name}.gz") as temporary:
+                with urllib.request.urlopen(f"{home}{name}.gz", timeout=30) as response, open(temporary, "wb") as file:
+                    shutil.copyfileobj(response, file)
+                read_file(temporary, name)
+            return
+        except (urllib.error.URLError, TimeoutError, ConnectionError, UserError) as error:
+            failures.append(f"{home}: {error}")
+    raise UserError(f"{name}.gz could not be downloaded ({'; '.join(failures)}): bring the four files and give --source FOLDER.")

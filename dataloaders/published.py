@@ -1,0 +1,64 @@
+"""The MNIST streams as the MER project published them: files mnist_*.pt, read as they are."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataloaders.stream import Split, Stream, StreamOptions
+from utils.errors import UserError
+from utils.random_streams import generator
+
+
+class PublishedTasks(Stream):
+    """A saved pair of lists (training tasks, test tasks), each task [descriptor, x float [n, 784] in 0..1, y [n]].
+
+    Only the first options.n_tasks tasks are used. The validation part is drawn from each task's training examples.
+    """
+
+    def __init__(self, name: str, options: StreamOptions, path: Path):
+        super().__init__(name, options)
+        self.device = torch.device("cpu")
+        train, test = _read(path)
+        self.tasks = {"train": train[: options.n_tasks], "test": test[: options.n_tasks]}
+        self.task_names = [str(task[0]) for task in self.tasks["train"]]
+        x, y = self.tasks["train"][0][1:]
+        self.input_shape = tuple(x.shape[1:])
+        self.n_classes = 1 + max(int(task[2].max()) for task in self.tasks["train"])
+        held_out = int(len(y) * options.validation)
+        order = torch.from_numpy(generator(options.stream_seed, "validation split").permutation(len(y)))
+        self.parts = {"train": order[held_out:].sort().values, "validation": order[:held_out]}
+
+    def size(self, t: int, split: Split) -> int:
+        return len(self.tasks["test"][t][2]) if split == "test" else len(self.parts[split])
+
+    def examples(self, t: int, split: Split, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        _, x, y = self.tasks["test" if split == "test" else "train"][t]
+        if split != "test":
+            index = self.parts[split] if index is None else self.parts[split][index.cpu()]
+        if index is not None:
+            x, y = x[index], y[index]
+        return x.to(self.device), y.to(self.device)
+
+    def to(self, device) -> "PublishedTasks":
+        """The file stays where it is (4 GB and more); only what is asked for moves."""
+        self.device = torch.device(device)
+        return self
+
+
+def _read(path: Path):
+    try:
+        try:
+            content = torch.load(path, weights_only=True, mmap=True)
+        except RuntimeError:  # files of before torch 1.6 cannot be memory-mapped
+            content = torch.load(path, weights_only=True)
+        (train, test) = content
+        sizes = [(len(x), len(y), x.dim()) for _, x, y in [*train, *test]]
+        if len(train) != len(test) or any(n != m or not n or dims != 2 for n, m, dims in sizes):
+            raise ValueError("the tasks are not lists of [descriptor, x, y]")
+    except Exception as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is not a readable file of MNIST tasks ({reason}): remove it to build the stream from MNIST, or download it anew."
+        ) from None
+    return train, test

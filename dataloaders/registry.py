@@ -1,0 +1,115 @@
+"""Every stream by name: what builds it, what it takes, and where the data come from."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from dataloaders import mnist, shifts
+from dataloaders.published import PublishedTasks
+from dataloaders.stream import ShiftedImages, Stream, StreamOptions
+from utils.errors import UserError
+from utils.options import option
+
+MER = "Riemer et al. 2019, after Lopez-Paz and Ranzato 2017; images: LeCun, Cortes, Burges"
+
+
+@dataclasses.dataclass(frozen=True)
+class RotationOptions(StreamOptions):
+    interpolation: Literal["bilinear", "nearest"] = option(
+        "bilinear", "how rotated pixels are found; nearest is what GEM's generator does (docs/results.md shows what that changes)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One row of the registry.
+
+    build: (options, data_path) -> Stream. options: the dataclass. presets: defaults where they differ from it.
+    """
+
+    name: str
+    build: Callable[[StreamOptions, str], Stream]
+    options: type
+    summary: str
+    citation: str
+    presets: dict = dataclasses.field(default_factory=dict)
+
+
+def _digits_rotations(options: RotationOptions, data_path) -> Stream:
+    with np.load(Path(__file__).parent / "digits" / "digits.npz") as saved:
+        images, labels = torch.from_numpy(saved["images"]) * 15, torch.from_numpy(saved["labels"])
+    test = torch.arange(len(labels)) % 3 == 0
+    names, moves = shifts.rotations(options.n_tasks, 8, options.interpolation, options.stream_seed)
+    parts = (images[~test], labels[~test]), (images[test], labels[test])
+    return ShiftedImages("digits_rotations", options, *parts, names, moves, scale=240.0)
+
+
+def _mnist(name: str, shifts_of: Callable) -> Callable[[StreamOptions, str], Stream]:
+    def build(options: StreamOptions, data_path) -> Stream:
+        published = Path(data_path) / f"{name}.pt"
+        if published.exists():
+            return PublishedTasks(name, options, published)
+        images = mnist.load(data_path)
+        return ShiftedImages(name, options, images["train"], images["test"], *shifts_of(options))
+
+    return build
+
+
+def _rotated(options: RotationOptions):
+    return shifts.rotations(options.n_tasks, 28, options.interpolation, options.stream_seed)
+
+
+def _permuted(options: StreamOptions):
+    return shifts.permutations(options.n_tasks, 784, options.stream_seed)
+
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset(
+            "digits_rotations",
+            _digits_rotations,
+            RotationOptions,
+            "10 rotations (0 to 180 degrees) of 1,797 handwritten 8 x 8 digits; in the repository, needs no download",
+            "Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits",
+            {"n_tasks": 10, "samples_per_task": 300},
+        ),
+        Dataset(
+            "mnist_rotations",
+            _mnist("mnist_rotations", _rotated),
+            RotationOptions,
+            "20 rotations of MNIST, one random angle in each bin of 9 degrees",
+            MER,
+            {"samples_per_task": 1000},
+        ),
+        Dataset(
+            "mnist_permutations",
+            _mnist("mnist_permutations", _permuted),
+            StreamOptions,
+            "20 random pixel permutations of MNIST",
+            MER,
+            {"samples_per_task": 1000},
+        ),
+        Dataset(
+            "mnist_manypermutations",
+            _mnist("mnist_manypermutations", _permuted),
+            StreamOptions,
+            "100 random pixel permutations of MNIST, few examples each",
+            MER,
+            {"n_tasks": 100, "samples_per_task": 200},
+        ),
+    )
+}
+
+
+def build_stream(dataset: Dataset, options: StreamOptions, data_path) -> Stream:
+    """The stream, its data loaded; UserError if they are missing, damaged or too few."""
+    stream = dataset.build(options, data_path)
+    if options.validation and not stream.size(0, "validation"):
+        raise UserError(f"--validation {options.validation} leaves no validation examples: give a larger fraction, or 0 for none.")
+    stream.chosen(0, 0)
+    return stream

@@ -1,0 +1,50 @@
+"""Experience replay: learn from the incoming batch and remembered examples together."""
+
+import dataclasses
+from typing import Literal
+
+from torch import Tensor
+
+from model.batch import Batch
+from model.gradients import clip_by_norm, loss_and_gradient
+from model.learner import Learner
+from model.memory import ReplayOptions, Reservoir
+from utils.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class EROptions(ReplayOptions):
+    lr: float = option(0.1, "learning rate of SGD", above=0)
+    glances: int = option(1, "updates per incoming batch", low=1)
+    grad_clip_norm: float = option(0.0, "largest L2 norm of a gradient; 0 turns clipping off (MER's form; La-MAML's form clips at 2)", low=0)
+    remember: Literal["first_epoch", "every_epoch"] = option(
+        "first_epoch", "epochs whose examples are offered to the memory; every_epoch offers each again, as the 2020 code does"
+    )
+
+
+class ER(Learner):
+    """theta <- theta - lr * clip(grad l(theta; M_k + B)), M_k drawn from a reservoir; then B is offered to it.
+
+    Reference: Riemer et al. 2019, Algorithm 4 (batches of 1, one glance, no clipping); the form of the La-MAML
+    repository (batches of 10, several glances, clipped) is --glances and --grad_clip_norm.
+    """
+
+    state = (*Learner.state, "memory")
+    replays = True
+
+    def __init__(self, network, options: EROptions, seeds, **where):
+        super().__init__(network, options, seeds, **where)
+        self.memory = Reservoir(options.memories, self.random["replay"], options.reservoir, options.replacement)
+
+    def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
+        o = self.options
+        batch = Batch.of(x, y, t)
+        for glance in range(o.glances):
+            replayed = self.memory.sample(o.replay_batch_size)
+            if self.alignment and glance == 0:
+                self.alignment.add(self.network, self.weights, batch, replayed)
+            loss, gradient = loss_and_gradient(self.network, self.weights, batch + replayed)
+            self.weights = self.weights - o.lr * clip_by_norm(gradient, o.grad_clip_norm)
+        if self.epoch == 0 or o.remember == "every_epoch":
+            self.memory.add(batch)
+        return loss

@@ -1,0 +1,98 @@
+"""The interface that every algorithm implements and that everything else relies on."""
+
+import abc
+import copy
+
+import torch
+from torch import Tensor
+
+from model.alignment import GradientAlignment
+from utils.random_streams import RandomStreams
+
+
+class Learner(abc.ABC):
+    """Learns a stream of tasks, one batch at a time, in several replicas at once (one per seed).
+
+    A new algorithm subclasses this, implements `observe`, and lists in `state` the attributes that change while it
+    learns; see model/README.md.
+
+    Args:
+        network: see model/networks.py.
+        options: an instance of the options dataclass that the registry names for the algorithm.
+        seeds: one per replica.
+        device, dtype: where and in what precision the weights live.
+    """
+
+    #: Names of the attributes that make up the learning state: tensors, plain values, or objects with a state_dict.
+    state: tuple[str, ...] = ("weights", "random", "epoch")
+
+    #: The source of replayed examples that `watch_alignment` compares with; False for learners that replay nothing.
+    replays = False
+
+    def __init__(self, network, options, seeds, device="cpu", dtype=torch.float32):
+        self.network, self.options, self.seeds = network, options, tuple(seeds)
+        self.random = RandomStreams(seeds)
+        self.weights: Tensor = network.initial_weights(RandomStreams(seeds)["initial weights"], dtype).to(device)
+        self.epoch = 0
+        self.alignment: GradientAlignment | None = None
+
+    @abc.abstractmethod
+    def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
+        """Learns from one batch.
+
+        Args:
+            x: [replicas, batch, *input shape], float.
+            t: the task, int; or [replicas, batch] int64 where a batch mixes tasks.
+            y: [replicas, batch], int64 classes.
+
+        Returns: the loss of each replica on what it just learnt from, [replicas].
+        """
+
+    def predict(self, x: Tensor, t: int | None = None) -> Tensor:
+        """Logits [replicas, batch, classes]. t: the task if it is known; None: all classes compete. Changes nothing."""
+        with torch.no_grad():
+            return self.network(self.weights, x)
+
+    def begin_task(self, t: int) -> None:
+        """Called before the first batch of task t."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before every pass over a task's data; epoch counts from 0 in each task."""
+        self.epoch = epoch
+
+    def end_task(self, t: int) -> None:
+        """Called after the last batch of task t."""
+
+    def watch_alignment(self) -> None:
+        """From now on measures how gradients of new and replayed examples agree; see model/alignment.py."""
+        self.alignment = GradientAlignment(len(self.seeds))
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Figures about the learner itself, name -> [replicas], for the record."""
+        return self.alignment.means() if self.alignment else {}
+
+    def state_dict(self) -> dict:
+        """Everything that learning has changed, random streams included; loads with torch.load(weights_only=True)."""
+        return {name: _saved(getattr(self, name)) for name in self.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continues from `state`, saved by a learner built alike; ValueError if it does not fit."""
+        if set(state) != set(self.state):
+            raise ValueError(f"the saved state has {sorted(state)}, {type(self).__name__} keeps {sorted(self.state)}")
+        for name, value in state.items():
+            current = getattr(self, name)
+            if hasattr(current, "load_state_dict"):
+                current.load_state_dict(value)
+            elif isinstance(current, Tensor):
+                if current.shape != value.shape:
+                    raise ValueError(f"the saved {name} is {tuple(value.shape)}, expected {tuple(current.shape)}")
+                setattr(self, name, value.to(current, copy=True))
+            else:
+                setattr(self, name, value)
+
+
+def _saved(value):
+    if hasattr(value, "state_dict"):
+        return copy.deepcopy(value.state_dict())
+    return value.detach().clone() if isinstance(value, Tensor) else value
+

@@ -1,0 +1,167 @@
+"""Look-ahead meta-learning: C-MAML, Sync La-MAML and La-MAML are one learner with three settings.
+
+Gupta, Yadav, Paull: "La-MAML: Look-ahead Meta Learning for Continual Learning", NeurIPS 2020, Algorithm 1.
+"""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.batch import Batch
+from model.gradients import clip_by_norm, differentiable_gradient, loss_and_gradient
+from model.learner import Learner
+from model.memory import ReplayOptions, Reservoir
+from model.networks import cross_entropy
+from utils.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class LookaheadOptions(ReplayOptions):
+    learn_lr: bool = option(True, "learn the per-parameter rates alpha")
+    sync_update: bool = option(False, "step the weights with the fixed rate --opt_wt instead of the rates alpha")
+    alpha_init: float = option(0.1, "initial value of every per-parameter rate alpha", low=0)
+    opt_lr: float = option(0.1, "learning rate of the rates alpha", low=0)
+    opt_wt: float = option(0.1, "learning rate of the weights when updates are synchronous", low=0)
+    glances: int = option(5, "meta-updates per incoming batch", low=1)
+    inner_steps: int = option(0, "inner steps the incoming batch is split into; 0 is one step per example", low=0, flags=("cifar_batches",))
+    second_order: bool = option(False, "differentiate through the inner gradients (second-order meta-gradients)")
+    meta_loss: Literal["all", "last"] = option(
+        "all", "inner steps after which the meta-loss is taken: all is their mean, as in every published run; last as in the paper's Algorithm 1"
+    )
+    grad_clip_norm: float = option(2.0, "largest L2 norm of each meta-gradient; 0 turns all clipping off", low=0)
+    inner_clip: bool = option(True, "also hold each number of an inner gradient within plus or minus --grad_clip_norm")
+    inner_rates: Literal["relu", "raw"] = option("relu", "raw lets a learned rate that has become negative ascend in the inner loop")
+    use_old_task_memory: bool = option(False, "replay only from what the memory held when the task began")
+    snapshot: Literal["copy", "live"] = option(
+        "copy", "what --use_old_task_memory keeps: a copy of the memory, or the live memory itself (which makes it do nothing), as the 2020 MNIST code"
+    )
+
+
+def look_ahead(network, weights, rates, chunks, meta, *, second_order=False, meta_loss="all", clamp=0.0, inner_rates="relu"):
+    """The meta-loss after SGD on `chunks`, one after the other, and its gradients.
+
+        theta_0 = weights;  theta_k = theta_{k-1} - relu(rates) * clamp(grad l(theta_{k-1}; chunk_k))
+        L = mean over k of l(theta_k; meta)          or, with meta_loss "last",  L = l(theta_K; meta)
+
+    Args:
+        weights, rates: [replicas, parameters].
+        chunks: the K inner batches, list of Batch; meta: the Batch that the meta-loss is taken on.
+        second_order, meta_loss, inner_rates: see LookaheadOptions.
+        clamp: bound on the absolute value of each number of an inner gradient; 0 for none.
+
+    Returns: L [replicas]; dL/dweights and dL/drates, [replicas, parameters] each. In first order the inner gradients
+    count as constants.
+    """
+    derive = _second_order if second_order else _first_order
+    return derive(network, weights, rates, chunks, meta, meta_loss == "all", clamp, inner_rates == "relu")
+
+
+def _first_order(network, weights, rates, chunks, meta, every_step, clamp, relu):
+    """With g_i the inner gradients and G_k = grad l(theta_k; meta), the closed forms are
+
+    dL/dweights = mean_k G_k    and    dL/drates = - mean_k [ G_k * sum_{i<=k} g_i ],  0 where relu(rates) is flat.
+    """
+    step_rates = rates.relu() if relu else rates
+    theta, gradient = weights.clone(), torch.empty_like(weights)
+    travelled, grad_weights, grad_rates = (torch.zeros_like(weights) for _ in range(3))
+    loss, terms = 0, 0
+    for k, chunk in enumerate(chunks, start=1):
+        loss_and_gradient(network, theta, chunk, out=gradient)
+        travelled += gradient.clamp_(-clamp, clamp) if clamp else gradient
+        torch.addcmul(weights, step_rates, travelled, value=-1, out=theta)
+        if every_step or k == len(chunks):
+            loss_k, _ = loss_and_gradient(network, theta, meta, out=gradient)
+            loss, terms = loss + loss_k, terms + 1
+            grad_weights += gradient
+            grad_rates.addcmul_(gradient, travelled, value=-1)
+    if relu:
+        grad_rates *= rates > 0
+    return loss / terms, grad_weights.div_(terms), grad_rates.div_(terms)
+
+
+def _second_order(network, weights, rates, chunks, meta, every_step, clamp, relu):
+    with torch.enable_grad():
+        theta_0, alpha = weights.detach().requires_grad_(), rates.detach().requires_grad_()
+        step_rates = alpha.relu() if relu else alpha
+        theta, losses = theta_0, []
+        for k, chunk in enumerate(chunks, start=1):
+            gradient = differentiable_gradient(network, theta, chunk)
+            if clamp:
+                gradient = gradient.clamp(-clamp, clamp)
+            theta = theta - step_rates * gradient
+            if every_step or k == len(chunks):
+                losses.append(cross_entropy(network(theta, meta.x), meta))
+        loss = sum(losses) / len(losses)
+        return loss.detach(), *torch.autograd.grad(loss.sum(), (theta_0, alpha))
+
+
+class LookaheadMAML(Learner):
+    """Meta-learns weights (and per-parameter rates) so that steps on new examples do not raise the loss on old ones.
+
+    For each glance at the incoming batch B, with M_k drawn from the reservoir:
+
+        L, dL/dtheta, dL/dalpha = look_ahead(theta, alpha; inner steps on B; meta-loss on M_k + B)
+        alpha <- alpha - opt_lr * clip(dL/dalpha)                      if learn_lr
+        theta <- theta - opt_wt * clip(dL/dtheta)                      if sync_update
+        theta <- theta - relu(alpha) * clip(dL/dtheta)                 otherwise, with the alpha just updated
+
+    La-MAML: learn_lr. Sync La-MAML: learn_lr and sync_update. C-MAML: sync_update. Differences from the published code
+    are options (docs/differences.md); --as_published sets them.
+    """
+
+    state = (*Learner.state, "rates", "memory")
+    replays = True
+
+    def __init__(self, network, options: LookaheadOptions, seeds, **where):
+        super().__init__(network, options, seeds, **where)
+        self.rates = torch.full_like(self.weights, options.alpha_init)
+        self.memory = Reservoir(options.memories, self.random["replay"], options.reservoir, options.replacement)
+
+    def begin_task(self, t: int) -> None:
+        if self.options.use_old_task_memory and t > 0 and self.options.snapshot == "copy":
+            self.memory.freeze()
+        else:
+            self.memory.thaw()
+
+    def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
+        o = self.options
+        arrived = Batch.of(x, y, t)
+        for glance in range(o.glances):
+            batch = arrived.take(self._orders(arrived))
+            replayed = self.memory.sample(o.replay_batch_size)
+            if self.alignment and glance == 0:
+                self.alignment.add(self.network, self.weights, batch, replayed)
+            loss, grad_weights, grad_rates = look_ahead(
+                self.network,
+                self.weights,
+                self.rates,
+                batch.split(o.inner_steps or batch.size),
+                batch + replayed,
+                second_order=o.second_order,
+                meta_loss=o.meta_loss,
+                clamp=o.grad_clip_norm if o.inner_clip else 0.0,
+                inner_rates=o.inner_rates,
+            )
+            if o.learn_lr:
+                self.rates = self.rates - o.opt_lr * clip_by_norm(grad_rates, o.grad_clip_norm)
+            step = o.opt_wt if o.sync_update else self.rates.relu()
+            self.weights = self.weights - step * clip_by_norm(grad_weights, o.grad_clip_norm)
+            if glance == 0 and self.epoch == 0:
+                self.memory.add(batch)
+        return loss
+
+    def _orders(self, batch: Batch) -> Tensor:
+        """A fresh order of the batch for each replica, [replicas, batch]."""
+        orders = np.stack([rng.permutation(batch.size) for rng in self.random["glance order"]])
+        return torch.from_numpy(orders).to(batch.y.device)
+
+    def statistics(self) -> dict[str, Tensor]:
+        figures = super().statistics()
+        if self.alignment and self.options.learn_lr:
+            for name, rates in self.network.layout.named(self.rates).items():
+                figures[f"rate_mean/{name}"] = rates.flatten(1).mean(dim=1)
+                figures[f"rate_std/{name}"] = rates.flatten(1).std(dim=1)
+        return figures

@@ -1,0 +1,111 @@
+"""Replay memory: a uniform sample of everything seen, in preallocated tensors."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import torch
+
+from model.batch import Batch
+from utils.errors import UserError
+from utils.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayOptions:
+    """What every algorithm with a reservoir takes."""
+
+    memories: int = option(200, "examples the replay memory holds, over all tasks together", low=0)
+    replay_batch_size: int = option(10, "examples replayed beside each incoming batch", low=0)
+    reservoir: Literal["uniform", "inclusive"] = option(
+        "uniform",
+        "how the memory is filled: uniform is Vitter's algorithm R; inclusive also draws the index after the last, as the 2020 code"
+        " does, which favours older examples slightly",
+    )
+    replacement: bool = option(False, "draw replayed examples with replacement, as the 2020 code does")
+
+    def check(self, model: str) -> None:
+        """Refuses combinations that cannot work, in a sentence."""
+        if self.replay_batch_size and not self.memories:
+            raise UserError(f"--memories 0 leaves {model} nothing to replay: give --memories 200, or choose --model online.")
+
+
+class Reservoir:
+    """A memory of `capacity` examples per replica, each example ever added being in it with equal probability.
+
+    Algorithm R (Vitter 1985; Algorithm 3 of the MER paper): example number n replaces slot p, drawn uniformly from
+    {0 .. n-1}, if p < capacity. With rule "inclusive" p is drawn from {0 .. n}, as in the published La-MAML and MER
+    code. Adding and drawing cost O(1) per example.
+
+    Args:
+        capacity: examples per replica.
+        rngs: one NumPy generator per replica.
+        rule, replacement: see ReplayOptions.
+
+    Storage is taken from the first batch added: x [replicas, capacity, *input shape], y and t [replicas, capacity].
+    """
+
+    def __init__(self, capacity: int, rngs, rule: str = "uniform", replacement: bool = False):
+        self.capacity, self.rngs, self.rule, self.replacement = capacity, rngs, rule, replacement
+        self.seen = 0
+        self.stored: Batch | None = None
+        self.frozen: Batch | None = None
+
+    def __len__(self) -> int:
+        """Examples held, the same in every replica."""
+        return min(self.seen, self.capacity)
+
+    def add(self, batch: Batch) -> None:
+        """Offers every example of the batch, in order."""
+        if not self.capacity:
+            return
+        if self.stored is None:
+            self.stored = Batch(*(part.new_zeros(part.shape[0], self.capacity, *part.shape[2:]) for part in batch))
+        numbers = self.seen + np.arange(batch.size)
+        choices = numbers + (2 if self.rule == "inclusive" else 1)
+        writes = []
+        for replica, rng in enumerate(self.rngs):
+            drawn = rng.integers(0, choices)
+            slots = np.where(numbers < self.capacity, numbers, drawn)
+            last_writer = {slot: example for example, slot in enumerate(slots.tolist()) if slot < self.capacity}
+            writes += [(replica, slot, example) for slot, example in last_writer.items()]
+        self.seen += batch.size
+        if writes:
+            replica, slot, example = torch.tensor(writes, device=batch.y.device).T
+            for kept, new in zip(self.stored, batch, strict=True):
+                kept[replica, slot] = new[replica, example]
+
+    def sample(self, n: int) -> Batch | None:
+        """Up to n examples of each replica, drawn uniformly from what is held (or was, at `freeze`); None while empty."""
+        held = self.stored if self.frozen is None else self.frozen
+        size = len(self) if self.frozen is None else self.frozen.size
+        n = min(n, size)
+        if not n:
+            return None
+        if self.replacement:
+            drawn = [rng.integers(0, size, n) for rng in self.rngs]
+        else:
+            drawn = [rng.choice(size, n, replace=False, shuffle=False) for rng in self.rngs]
+        return held.take(torch.from_numpy(np.stack(drawn)).to(held.y.device))
+
+    def freeze(self) -> None:
+        """From now on `sample` draws from what is held at this moment; `add` goes on as before."""
+        self.frozen = None if self.stored is None else Batch(*(part[:, : len(self)].clone() for part in self.stored))
+
+    def thaw(self) -> None:
+        """`sample` draws from the live memory again."""
+        self.frozen = None
+
+    def state_dict(self) -> dict:
+        return {"seen": self.seen, "stored": _plain(self.stored), "frozen": _plain(self.frozen)}
+
+    def load_state_dict(self, state: dict) -> None:
+        stored = state["stored"]
+        if stored is not None and stored[1].shape[1] != self.capacity:
+            raise ValueError(f"the saved memory holds {stored[1].shape[1]} examples, this one {self.capacity}; build the learner as saved")
+        self.seen = state["seen"]
+        self.stored, self.frozen = (None if part is None else Batch(*(p.clone() for p in part)) for part in (stored, state["frozen"]))
+
+
+def _plain(batch: Batch | None) -> tuple | None:
+    return None if batch is None else tuple(batch)

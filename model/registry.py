@@ -1,0 +1,69 @@
+"""Every algorithm by name: what it is called, what builds it, what it takes, and where it comes from."""
+
+import dataclasses
+
+from model.er import ER, EROptions
+from model.learner import Learner
+from model.lookahead import LookaheadMAML, LookaheadOptions
+from model.online import Online, OnlineOptions
+
+LA_MAML = "Gupta, Yadav, Paull 2020, La-MAML: Look-ahead Meta Learning for Continual Learning (arXiv 2007.13904)"
+MER = "Riemer et al. 2019, Learning to Learn without Forgetting by Maximizing Transfer and Minimizing Interference (arXiv 1810.11910)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """One row of the registry.
+
+    learner, options: the classes. presets: defaults of this algorithm where they differ from the options class.
+    as_published: what --as_published sets, each an ordinary option that undoes one correction of ours.
+    joint: trained on all tasks mixed instead of one after the other. aliases: older names for it.
+    """
+
+    name: str
+    learner: type[Learner]
+    options: type
+    summary: str
+    citation: str
+    presets: dict = dataclasses.field(default_factory=dict)
+    as_published: dict = dataclasses.field(default_factory=dict)
+    joint: bool = False
+    aliases: tuple[str, ...] = ()
+
+
+_REPLAY_2020 = {"reservoir": "inclusive", "replacement": True}
+_LOOKAHEAD_2020 = {**_REPLAY_2020, "inner_clip": False, "snapshot": "live"}
+
+
+def _lookahead(name: str, summary: str, learn_lr: bool, sync_update: bool, aliases=()) -> Algorithm:
+    presets = {"learn_lr": learn_lr, "sync_update": sync_update}
+    return Algorithm(name, LookaheadMAML, LookaheadOptions, summary, LA_MAML, presets, _LOOKAHEAD_2020, aliases=aliases)
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    algorithm.name: algorithm
+    for algorithm in (
+        _lookahead("lamaml", "La-MAML: look-ahead meta-learning with learned per-parameter rates", True, False, ("lamaml_cifar",)),
+        _lookahead("sync", "Sync La-MAML: learns the rates, but steps the weights with a fixed one", True, True),
+        _lookahead("cmaml", "C-MAML: the same objective with fixed rates in both loops", False, True),
+        Algorithm(
+            "er",
+            ER,
+            EROptions,
+            "experience replay from a reservoir",
+            MER + ", Algorithm 4",
+            as_published={**_REPLAY_2020, "remember": "every_epoch"},
+            aliases=("eralg4",),
+        ),
+        Algorithm("online", Online, OnlineOptions, "SGD on each batch as it comes: the floor", MER, aliases=("single",)),
+        Algorithm("iid", Online, OnlineOptions, "SGD on batches mixed over all tasks: the ceiling", LA_MAML, joint=True, aliases=("iid2",)),
+    )
+}
+
+ALIASES: dict[str, str] = {alias: algorithm.name for algorithm in ALGORITHMS.values() for alias in algorithm.aliases}
+
+
+def variant_of(algorithm: Algorithm, learn_lr: bool, sync_update: bool) -> Algorithm:
+    """The named look-ahead algorithm with these two switches; `algorithm` itself where no name fits."""
+    wanted = {"learn_lr": learn_lr, "sync_update": sync_update}
+    return next((a for a in ALGORITHMS.values() if a.learner is LookaheadMAML and a.presets == wanted), algorithm)

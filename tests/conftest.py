@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from main import main
+
+torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.fixture
+def mnist_data():
+    """The folder with real MNIST; tests that need it are skipped where it is not."""
+    if not (DATA / "mnist" / "train-images-idx3-ubyte.gz").exists():
+        pytest.skip("needs MNIST: uv run get_data.py mnist")
+    return DATA
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run("--model er ...") runs main.py on a small digits stream and returns its result."""
+
+    def run(line: str = "", small: bool = True):
+        size = "--n_tasks 3 --samples_per_task 40 --n_hiddens 16 " if small else ""
+        return main([*f"{size}--log_dir {tmp_path}/logs {line}".split()])
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused("--model nosuch") checks exit code 2 and one line on stderr, and returns that line."""
+
+    def refused(line: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main(line.split())
+        assert stop.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("main.py: ") and message.count("\n") == 1, message
+        return message
+
+    return refused

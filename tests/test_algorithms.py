@@ -1,0 +1,163 @@
+"""What holds for every algorithm. A new algorithm joins with one row in ROWS."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from model.networks import MLP
+from model.registry import ALGORITHMS
+
+#: name -> options that make it learn a toy task in a few batches, and reach all of its code.
+ROWS = {
+    "online": {"lr": 0.1},
+    "iid": {"lr": 0.1},
+    "er": {"lr": 0.1, "memories": 12, "replay_batch_size": 6, "glances": 2, "grad_clip_norm": 2.0},
+    "cmaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.05, "use_old_task_memory": True},
+    "sync": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.05, "second_order": True, "inner_steps": 2},
+    "lamaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.1, "opt_lr": 0.2},
+}
+
+EXACT = {"rtol": 0, "atol": 0}
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def build(name, seeds=(0, 1, 2), **changes):
+    algorithm = ALGORITHMS[name]
+    options = algorithm.options(**{**algorithm.presets, **ROWS[name], **changes})
+    return algorithm.learner(MLP(5, [8], 3), options, seeds)
+
+
+def stream(seeds, tasks=2, batches=6, batch=4):
+    """Two toy tasks (the second with two classes exchanged), as (x, t, y), drawn separately for every seed."""
+    centres = torch.eye(3, 5) * 3
+    for t in range(tasks):
+        for i in range(batches):
+            rngs = [np.random.default_rng([seed, t, i]) for seed in seeds]
+            y = torch.from_numpy(np.stack([rng.integers(0, 3, batch) for rng in rngs]))
+            noise = torch.from_numpy(np.stack([rng.normal(0, 0.3, (batch, 5)) for rng in rngs])).float()
+            yield centres[y] + noise, t, (y if t == 0 else (2 - y))
+
+
+def learn(learner, tasks=2, **size):
+    seen = -1
+    losses = []
+    for x, t, y in stream(learner.seeds, tasks, **size):
+        if t != seen:
+            learner.begin_task(t)
+            learner.begin_epoch(0)
+            seen = t
+        losses.append(learner.observe(x, t, y))
+    return torch.stack(losses)
+
+
+def test_every_algorithm_has_a_row():
+    assert set(ROWS) == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_learns_a_toy_task_on_cpu(name):
+    losses = learn(build(name), tasks=1, batches=30)
+    assert losses.shape == (30, 3)
+    assert (losses[-5:].mean(0) < 0.5 * losses[:3].mean(0)).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_packed_equals_solo(name):
+    packed = build(name)
+    losses = learn(packed)
+    for replica, seed in enumerate(packed.seeds):
+        solo = build(name, seeds=(seed,))
+        torch.testing.assert_close(learn(solo)[:, 0], losses[:, replica], **CLOSE)
+        torch.testing.assert_close(solo.weights[0], packed.weights[replica], **CLOSE)
+        if memory := getattr(solo, "memory", None):
+            for mine, theirs in zip(memory.stored, packed.memory.stored, strict=True):
+                torch.testing.assert_close(mine[0], theirs[replica], **EXACT)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_replicas_differ_and_the_same_seed_repeats(name):
+    first, second = build(name), build(name)
+    learn(first), learn(second)
+    torch.testing.assert_close(first.weights, second.weights, **EXACT)
+    assert not torch.allclose(first.weights[0], first.weights[1])
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_saved_and_loaded_it_takes_the_same_next_steps(name):
+    learner = build(name)
+    learn(learner)
+    file = io.BytesIO()
+    torch.save(learner.state_dict(), file)
+    file.seek(0)
+    other = build(name)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for x, t, y in stream(learner.seeds, tasks=1, batches=3):
+        torch.testing.assert_close(learner.observe(x, t, y), other.observe(x, t, y), **EXACT)
+    torch.testing.assert_close(learner.weights, other.weights, **EXACT)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_saved_state_is_not_changed_by_learning_on(name):
+    learner = build(name)
+    learn(learner)
+    saved, again = learner.state_dict(), learner.state_dict()
+    learn(learner)
+    assert repr(saved) == repr(again)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_state_of_another_shape_is_refused(name):
+    with pytest.raises(ValueError, match="expected"):
+        build(name).load_state_dict(build(name, seeds=(0, 1)).state_dict())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_predicting_changes_nothing(name):
+    learner = build(name)
+    learn(learner)
+    before = repr(learner.state_dict())
+    x, t, _ = next(stream(learner.seeds))
+    assert learner.predict(x, t).shape == (3, 4, 3)
+    learner.predict(x)
+    learner.statistics()
+    assert repr(learner.state_dict()) == before
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_diverged_replica_leaves_the_others_alone(name):
+    healthy, sick = build(name), build(name)
+    sick.weights[1] = torch.nan
+    learn(healthy), learn(sick)
+    torch.testing.assert_close(healthy.weights[[0, 2]], sick.weights[[0, 2]], **CLOSE)
+    assert not sick.weights[1].isfinite().any()
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if ALGORITHMS[name].learner.replays])
+def test_watching_the_alignment_changes_nothing_learnt(name):
+    plain, watched = build(name), build(name)
+    watched.watch_alignment()
+    learn(plain), learn(watched)
+    torch.testing.assert_close(plain.weights, watched.weights, **EXACT)
+    cosine = watched.statistics()["gradient_cosine"]
+    assert cosine.shape == (3,) and (cosine.abs() <= 1).all()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_options_as_published_are_real_options(name):
+    algorithm = ALGORITHMS[name]
+    fields = {field.name for field in dataclasses.fields(algorithm.options)}
+    assert set(algorithm.as_published) <= fields and set(algorithm.presets) <= fields
+    losses = learn(build(name, **algorithm.as_published), tasks=2)
+    assert losses.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ROWS)
+def test_cuda_computes_what_the_cpu_computes(name):
+    algorithm, cpu = ALGORITHMS[name], build(name)
+    gpu = algorithm.learner(cpu.network, cpu.options, cpu.seeds, device="cuda")
+    for x, t, y in stream(cpu.seeds):
+        torch.testing.assert_close(gpu.observe(x.cuda(), t, y.cuda()).cpu(), cpu.observe(x, t, y), rtol=1e-3, atol=1e-4)

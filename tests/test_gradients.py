@@ -1,0 +1,175 @@
+"""Gradients and meta-gradients, against autograd, finite differences and closed forms, in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from model.batch import Batch
+from model.gradients import clip_by_norm, loss_and_gradient
+from model.lookahead import look_ahead
+from model.networks import MLP, cross_entropy
+
+REPLICAS = 2
+
+
+class AutogradOnly:
+    """The same network, without its written-out gradient."""
+
+    def __init__(self, network):
+        self.call, self.layout = network.__call__, network.layout
+
+    def __call__(self, weights, x):
+        return self.call(weights, x)
+
+
+def tiny(hidden=(4, 3), inputs=3, classes=3):
+    network = MLP(inputs, list(hidden), classes)
+    rngs = [np.random.default_rng(seed) for seed in range(REPLICAS)]
+    return network, network.initial_weights(rngs, torch.float64) + 0.05
+
+
+def batch(n, inputs=3, classes=3, seed=0):
+    torch.manual_seed(seed)
+    return Batch.of(torch.randn(REPLICAS, n, inputs, dtype=torch.float64), torch.randint(classes, (REPLICAS, n)), 0)
+
+
+def numeric_gradient(f, point, eps=1e-6):
+    """df/dpoint by central differences. f: [replicas, n] -> [replicas], replicas independent."""
+    gradient = torch.empty_like(point)
+    for i in range(point.shape[1]):
+        step = torch.zeros_like(point)
+        step[:, i] = eps
+        gradient[:, i] = (f(point + step) - f(point - step)) / (2 * eps)
+    return gradient
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (5, 4, 3)])
+@pytest.mark.parametrize("n", [1, 7])
+def test_written_out_gradient_equals_autograd(hidden, n):
+    network, weights = tiny(hidden)
+    examples = batch(n)
+    expected = loss_and_gradient(AutogradOnly(network), weights, examples)
+    buffer = torch.full_like(weights, torch.nan)
+    for found in (loss_and_gradient(network, weights, examples), loss_and_gradient(network, weights, examples, out=buffer)):
+        torch.testing.assert_close(found, expected)
+    assert torch.equal(buffer, found[1])
+
+
+def test_autograd_gradient_equals_finite_differences():
+    network, weights = tiny()
+    examples = batch(5)
+    _, gradient = loss_and_gradient(AutogradOnly(network), weights, examples)
+    numeric = numeric_gradient(lambda w: cross_entropy(network(w, examples.x), examples), weights)
+    torch.testing.assert_close(gradient, numeric, rtol=1e-5, atol=1e-8)
+
+
+def inner_gradients(network, weights, rates, chunks, relu=True):
+    """The inner gradients g_1 .. g_K along the path from `weights`."""
+    step, theta, found = rates.relu() if relu else rates, weights, []
+    for chunk in chunks:
+        found.append(loss_and_gradient(AutogradOnly(network), theta, chunk)[1])
+        theta = theta - step * found[-1]
+    return found
+
+
+def meta_loss(network, weights, rates, chunks, meta, every_step, frozen=None, relu=True):
+    """The meta-loss, written down naively; `frozen` inner gradients make it the function first order differentiates."""
+    step, theta, losses = rates.relu() if relu else rates, weights, []
+    for k, chunk in enumerate(chunks):
+        gradient = frozen[k] if frozen else loss_and_gradient(AutogradOnly(network), theta, chunk)[1]
+        theta = theta - step * gradient
+        losses.append(cross_entropy(network(theta, meta.x), meta))
+    return sum(losses) / len(losses) if every_step else losses[-1]
+
+
+def some_rates(weights):
+    """Rates of both signs, none near zero, where relu has no derivative."""
+    torch.manual_seed(1)
+    rates = torch.rand_like(weights) * 0.3 + 0.05
+    return torch.where(torch.rand_like(rates) < 0.2, -rates, rates)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("at", ["last", "all"])
+@pytest.mark.parametrize("inner_rates", ["relu", "raw"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_meta_gradients_equal_finite_differences(second_order, at, inner_rates, fast):
+    network, weights = tiny()
+    network = network if fast else AutogradOnly(network)
+    rates, chunks, meta, relu = some_rates(weights), batch(3).split(3), batch(6, seed=2), inner_rates == "relu"
+    loss, by_weights, by_rates = look_ahead(
+        network, weights, rates, chunks, meta, second_order=second_order, meta_loss=at, inner_rates=inner_rates
+    )
+    frozen = None if second_order else inner_gradients(network, weights, rates, chunks, relu)
+
+    def objective(w, a):
+        return meta_loss(network, w, a, chunks, meta, at == "all", frozen, relu)
+
+    torch.testing.assert_close(loss, objective(weights, rates))
+    torch.testing.assert_close(by_weights, numeric_gradient(lambda w: objective(w, rates), weights), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(by_rates, numeric_gradient(lambda a: objective(weights, a), rates), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("at", ["last", "all"])
+def test_first_order_closed_forms(at):
+    """dL/dtheta = mean_k G_k and dL/dalpha = -mean_k G_k * sum_{i<=k} g_i where alpha > 0 (with "last", the last term alone)."""
+    network, weights = tiny()
+    rates, chunks, meta = some_rates(weights), batch(4).split(4), batch(6, seed=2)
+    g = inner_gradients(network, weights, rates, chunks)
+    thetas = [weights - rates.relu() * sum(g[:k]) for k in range(1, 5)]
+    big = [loss_and_gradient(AutogradOnly(network), theta, meta)[1] for theta in thetas]
+    terms = [(big[k], -big[k] * sum(g[: k + 1]) * (rates > 0)) for k in range(4)]
+    terms = terms if at == "all" else terms[-1:]
+    _, by_weights, by_rates = look_ahead(network, weights, rates, chunks, meta, meta_loss=at)
+    torch.testing.assert_close(by_weights, sum(t[0] for t in terms) / len(terms))
+    torch.testing.assert_close(by_rates, sum(t[1] for t in terms) / len(terms))
+
+
+def test_with_one_step_the_rates_gradient_is_minus_meta_times_inner():
+    network, weights = tiny()
+    rates, chunk, meta = torch.full_like(weights, 0.1), batch(3), batch(6, seed=2)
+    _, inner = loss_and_gradient(network, weights, chunk)
+    _, by_weights, by_rates = look_ahead(network, weights, rates, [chunk], meta)
+    torch.testing.assert_close(by_rates, -by_weights * inner)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_the_inner_clamp_bounds_every_number_of_the_inner_gradient(second_order):
+    network, weights = tiny()
+    rates, chunk, meta = torch.full_like(weights, 0.1), batch(3), batch(6, seed=2)
+    clamp = 0.01
+    _, inner = loss_and_gradient(network, weights, chunk)
+    assert (inner.abs() > clamp).any()
+    loss, *_ = look_ahead(network, weights, rates, [chunk], meta, second_order=second_order, clamp=clamp)
+    theta = weights - rates * inner.clamp(-clamp, clamp)
+    torch.testing.assert_close(loss, cross_entropy(network(theta, meta.x), meta))
+
+
+def test_look_ahead_leaves_its_arguments_alone():
+    network, weights = tiny()
+    rates = some_rates(weights)
+    before = weights.clone(), rates.clone()
+    for second_order in (False, True):
+        look_ahead(network, weights, rates, batch(3).split(3), batch(6), second_order=second_order, clamp=0.1)
+    assert torch.equal(weights, before[0]) and torch.equal(rates, before[1]) and not weights.requires_grad
+
+
+def test_clipping_is_per_replica_and_only_shortens():
+    gradient = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    torch.testing.assert_close(clip_by_norm(gradient, 2.0), torch.tensor([[1.2, 1.6], [0.3, 0.4], [0.0, 0.0]]))
+    assert torch.equal(clip_by_norm(gradient, 0.0), gradient)
+
+
+def test_the_mnist_network_has_the_published_number_of_parameters():
+    assert MLP(784, [100, 100], 10).layout.parameters == 89_610
+
+
+@pytest.mark.parametrize(("init", "std"), [("kaiming_normal", (2 / 784) ** 0.5), ("xavier_normal", (2 / 884) ** 0.5), ("xavier_uniform", (2 / 884) ** 0.5)])
+def test_initial_weights_have_the_right_spread_and_zero_biases(init, std):
+    network = MLP(784, [100], 10, init)
+    weights = network.initial_weights([np.random.default_rng(0)])
+    tensors = network.layout.named(weights)
+    assert float(tensors["layer1.weight"].std()) == pytest.approx(std, rel=0.02)
+    assert not tensors["layer1.bias"].any() and not tensors["layer2.bias"].any()
+    if init == "xavier_uniform":
+        assert float(tensors["layer1.weight"].abs().max()) <= (6 / 884) ** 0.5

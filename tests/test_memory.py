@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from model.batch import Batch
+from model.memory import Reservoir
+
+
+def numbered(start, n, replicas=1):
+    """Examples whose x and y are their number in the stream."""
+    y = torch.arange(start, start + n).expand(replicas, n)
+    return Batch.of(y[:, :, None].float(), y, y % 7)
+
+
+def filled(capacity, total, seed, batch=10, **options):
+    memory = Reservoir(capacity, [np.random.default_rng(seed)], **options)
+    for start in range(0, total, batch):
+        memory.add(numbered(start, min(batch, total - start)))
+    return memory
+
+
+def kept(capacity, total, seeds, **options):
+    """How often each example is in the memory at the end, over many seeds."""
+    counts = np.zeros(total)
+    for seed in range(seeds):
+        counts[filled(capacity, total, seed, **options).stored.y[0].numpy()] += 1
+    return counts
+
+
+@pytest.mark.parametrize("batch", [1, 10, 33])
+def test_every_example_is_kept_with_equal_probability(batch):
+    assert stats.chisquare(kept(5, 40, 600, batch=batch)).pvalue > 1e-3
+
+
+def test_the_inclusive_rule_favours_the_first_example():
+    """With one slot and N examples the first stays with probability 2 / (N + 1), every other one with 1 / (N + 1)."""
+    counts = kept(1, 10, 2200, rule="inclusive")
+    assert stats.chisquare(counts, 200 * np.array([2, *[1] * 9])).pvalue > 1e-3
+    assert stats.chisquare(counts).pvalue < 1e-3
+
+
+def test_contents_are_examples_that_were_added_whole():
+    stored = filled(20, 200, 0).stored
+    assert torch.equal(stored.x[0, :, 0].long(), stored.y[0]) and torch.equal(stored.t[0], stored.y[0] % 7)
+    assert len(set(stored.y[0].tolist())) == 20
+
+
+def test_replicas_fill_as_they_would_alone():
+    packed = Reservoir(8, [np.random.default_rng(seed) for seed in (3, 4)])
+    for start in range(0, 60, 6):
+        packed.add(numbered(start, 6, replicas=2))
+    for replica, seed in enumerate((3, 4)):
+        assert torch.equal(packed.stored.y[replica], filled(8, 60, seed, batch=6).stored.y[0])
+
+
+def test_draws_are_uniform_over_what_is_held():
+    memory = filled(10, 10, 0)
+    counts = np.zeros(10)
+    for _ in range(2000):
+        drawn = memory.sample(3).y[0].tolist()
+        assert len(set(drawn)) == 3
+        counts[drawn] += 1
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_with_replacement_an_example_can_come_twice():
+    memory = filled(3, 3, 0, replacement=True)
+    assert any(len(set(memory.sample(3).y[0].tolist())) < 3 for _ in range(20))
+
+
+def test_no_more_is_drawn_than_is_held_and_nothing_from_an_empty_memory():
+    memory = Reservoir(10, [np.random.default_rng(0)])
+    assert memory.sample(5) is None and len(memory) == 0
+    memory.add(numbered(0, 4))
+    assert memory.sample(10).size == 4 and memory.sample(0) is None
+
+
+def test_a_frozen_memory_draws_from_what_was_held_then():
+    memory = filled(50, 30, 0)
+    memory.freeze()
+    memory.add(numbered(100, 20))
+    assert len(memory) == 50
+    assert all(memory.sample(10).y.max() < 30 for _ in range(20))
+    memory.thaw()
+    assert any(memory.sample(10).y.max() >= 100 for _ in range(20))
+
+
+def test_a_memory_of_none_stays_empty():
+    memory = Reservoir(0, [np.random.default_rng(0)])
+    memory.add(numbered(0, 4))
+    assert memory.sample(3) is None

@@ -1,0 +1,336 @@
+"""From a command line to a checked configuration: every value typed, in range, and with its source known.
+
+A value comes from the command line if it was given there; else from --as_published; else from papers/, if there is a row
+for the algorithm and the stream; else from the registry's presets or the options' defaults.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dataloaders.registry import DATASETS, Dataset
+from dataloaders.stream import StreamOptions
+from model.networks import NetworkOptions
+from model.registry import ALGORITHMS, ALIASES, Algorithm, variant_of
+from utils import papers
+from utils.errors import UserError, nearest
+from utils.options import Option, option, options_of
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is driven and kept; the same for every algorithm and stream."""
+
+    n_epochs: int = option(1, "passes over each task's data", low=1)
+    batch_size: int = option(10, "examples in each incoming batch", low=1)
+    log_every: int = option(0, "batches between evaluations within a task; 0: only at the end of each task", low=0)
+    evaluate_on: Literal["test", "validation"] = option(
+        "test", "validation (needs --validation) is for choosing settings without looking at test data"
+    )
+    calc_test_accuracy: bool = option(False, "with --evaluate_on validation, also evaluate on the test data at the end of each task")
+    log_alignment: bool = option(False, "record at each evaluation how the gradients of new and replayed examples agree, and the learned rates")
+    expt_name: str = option("run", "first part of the name of the run's record")
+    log_dir: str = option("logs", "folder that records are written to", flags=("save_path",))
+    data_path: str = option("data", "folder that get_data.py fills")
+    device: str = option("cpu", "cpu, cuda, or cuda:N")
+    threads: int = option(0, "CPU threads; 0: all cores", low=0)
+
+
+DESCRIPTION = "Learns a stream of tasks with one algorithm, for several seeds at once, and shows what was learnt and what was forgotten."
+
+#: Flags of the older programs that do nothing here, with the reason; given, they are noted and ignored.
+RETIRED = {
+    "loader": "the stream follows from --dataset",
+    "workers": "data are kept on the device, there are no loader processes",
+    "test_batch_size": "evaluation chooses its own chunks",
+    "tf_dir": "TensorBoard events are written into the record",
+    "shuffle_tasks": "tasks are learnt in order",
+    "steps_per_sample": "the published code never read it",
+    "class_order": "all tasks of these streams share the same classes",
+    "increment": "all tasks of these streams share the same classes",
+    "classes_per_it": "iid draws its batches from all tasks",
+    "iterations": "iid passes --n_epochs times over all tasks",
+}
+RETIRED_SHORT = {"class_order": "-order", "increment": "-inc"}
+
+ACTIONS = {"list": "print the algorithms and streams, and stop", "show_config": "print every value and where it comes from, and stop"}
+
+#: Options of every run that no dataclass holds; see `resolve`.
+SPECIAL = {
+    "model": "algorithm (see --list)",
+    "dataset": "stream (see --list)",
+    "data_file": "MER's spelling of --dataset, such as mnist_rotations.pt",
+    "seed": "one seed",
+    "seeds": "several seeds, trained side by side in one process (default 0 1 2 3 4)",
+    "cuda": "use a GPU if there is one (yes or no; --device cuda insists)",
+    "xav_init": "older spelling of --init xavier_normal",
+    "as_published": "switch the published code's deviations from the paper back on (docs/differences.md)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, fully decided.
+
+    values: option name -> value, over all four groups of options. sources: option name -> where the value comes from.
+    notes: sentences that the user should read.
+    """
+
+    algorithm: Algorithm
+    dataset: Dataset
+    seeds: tuple[int, ...]
+    as_published: bool
+    run: RunOptions
+    network: NetworkOptions
+    stream: StreamOptions
+    learner: object
+    sources: dict[str, str]
+    notes: tuple[str, ...]
+
+    def groups(self) -> dict[str, object]:
+        return {"run": self.run, "network": self.network, "stream": self.stream, "learner": self.learner}
+
+    @property
+    def values(self) -> dict:
+        return {name: value for group in self.groups().values() for name, value in dataclasses.asdict(group).items()}
+
+    def identity(self) -> dict:
+        """What decides the numbers of the run: everything but where files lie and how the run is named."""
+        elsewhere = {"expt_name", "log_dir", "data_path", "device", "threads"}
+        chosen = {name: value for name, value in self.values.items() if name not in elsewhere}
+        return {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds), **chosen}
+
+
+def configure(argv: list[str]) -> Config:
+    """The configuration that a command line asks for.
+
+    Raises:
+        UserError: what cannot work, in one sentence.
+        SystemExit: with code 0, after --help, --list or --show_config has printed.
+    """
+    given = _parse(argv)
+    if "help" in given:
+        print(help_text())
+        raise SystemExit(0)
+    if "list" in given:
+        print(list_text())
+        raise SystemExit(0)
+    show = given.pop("show_config", None)
+    config = resolve(given)
+    if show is not None:
+        print(config_text(config))
+        raise SystemExit(0)
+    return config
+
+
+# ---------------------------------------------------------------- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message[0].upper() + message[1:] + " (see --help).")
+
+
+def _known_options() -> dict[str, Option]:
+    """Every option of every group, by name."""
+    classes = [RunOptions, NetworkOptions, *(d.options for d in DATASETS.values()), *(a.options for a in ALGORITHMS.values())]
+    return {name: o for cls in classes for name, o in options_of(cls).items()}
+
+
+def _parse(argv: list[str]) -> dict[str, str | list[str]]:
+    """name -> text, for what the command line gives."""
+    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--help", "-h", action="store_true")
+    for name in ACTIONS:
+        parser.add_argument(f"--{name}", action="store_true")
+    for name in SPECIAL:
+        nargs = {"seeds": "+", "cuda": "?", "xav_init": "?", "as_published": "?"}.get(name)
+        parser.add_argument(f"--{name}", nargs=nargs, const="yes" if nargs == "?" else None)
+    known = _known_options()
+    for name, known_option in known.items():
+        spellings = [f"--{flag}" for flag in (name, *known_option.flags)]
+        switch = {"nargs": "?", "const": "yes"} if known_option.kind is bool else {}
+        parser.add_argument(*spellings, dest=name, **switch)
+    for name in RETIRED:
+        parser.add_argument(f"--{name}", *([RETIRED_SHORT[name]] if name in RETIRED_SHORT else []), nargs="?", const="yes")
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        valid = [*known, *SPECIAL, *ACTIONS, *(flag for o in known.values() for flag in o.flags)]
+        if not unknown[0].startswith("--"):
+            raise UserError(f"{unknown[0]!r} is not a flag and follows none that takes it: write --name value (see --help).")
+        name = unknown[0].removeprefix("--").split("=")[0]
+        raise UserError(f"--{name} is not a flag of main.py: {nearest(name, valid)} (see --help).")
+    return vars(given)
+
+
+# ---------------------------------------------------------------- deciding every value
+
+
+def resolve(given: dict) -> Config:
+    """Decides every value. given: option name -> text (or a list of texts for seeds), as written by the user."""
+    given = dict(given)
+    notes = [f"--{name} has no effect: {RETIRED[name]}." for name in RETIRED if given.pop(name, None) is not None]
+    algorithm = _algorithm(given, notes)
+    dataset = _dataset(given)
+    seeds = _seeds(given)
+    as_published = _yes(given, "as_published")
+    _device(given, notes)
+    if _yes(given, "xav_init"):
+        given.setdefault("init", "xavier_normal")
+
+    groups = {"run": RunOptions, "network": NetworkOptions, "stream": dataset.options, "learner": algorithm.options}
+    known = {name: o for cls in groups.values() for name, o in options_of(cls).items()}
+    _refuse_foreign(given, known, algorithm, dataset)
+
+    row = papers.default_row(algorithm.name, dataset.name)
+    layers = [(f"default of {algorithm.name}", algorithm.presets), (f"default of {dataset.name}", dataset.presets)]
+    layers += [(row.file, row.settings)] if row else []
+    layers += [("--as_published", algorithm.as_published)] if as_published else []
+    layers += [("command line", given)]
+    values = {name: o.default for name, o in known.items()}
+    sources = dict.fromkeys(known, "default")
+    for source, settings in layers:
+        for name, value in settings.items():
+            values[name], sources[name] = known[name].parse(value), source
+
+    parts = {group: cls(**{name: values[name] for name in options_of(cls)}) for group, cls in groups.items()}
+    config = Config(algorithm, dataset, seeds, as_published, **parts, sources=sources, notes=tuple(notes))
+    _check(config)
+    return config
+
+
+def _algorithm(given: dict, notes: list[str]) -> Algorithm:
+    typed = given.pop("model", "lamaml")
+    name = ALIASES.get(typed.replace("-", "_"), typed)
+    if name not in ALGORITHMS:
+        raise UserError(f"--model {typed} is not known: {nearest(typed, [*ALGORITHMS, *ALIASES])}.")
+    algorithm = ALGORITHMS[name]
+    switches = ("learn_lr", "sync_update")
+    if any(switch in given for switch in switches) and "learn_lr" in algorithm.presets:
+        # As in La-MAML's scripts: once a switch is given, both mean what they say, and absent means off.
+        wanted = {switch: options_of(algorithm.options)[switch].parse(given.pop(switch, "no")) for switch in switches}
+        algorithm = variant_of(algorithm, **wanted)
+        if algorithm.presets != wanted:
+            given.update({switch: str(value) for switch, value in wanted.items()})
+        elif algorithm.name != name:
+            notes.append(f"--learn_lr and --sync_update as given make --model {typed} the algorithm {algorithm.name}.")
+    return algorithm
+
+
+def _dataset(given: dict) -> Dataset:
+    file = given.pop("data_file", None)
+    name = given.pop("dataset", None)
+    if file is not None and name is not None:
+        raise UserError(f"--dataset {name} and --data_file {file} both name the stream: give one of them.")
+    typed = Path(file).stem if file is not None else name or "digits_rotations"
+    if typed not in DATASETS:
+        raise UserError(f"--dataset {typed} is not known: {nearest(typed, DATASETS)}.")
+    return DATASETS[typed]
+
+
+def _seeds(given: dict) -> tuple[int, ...]:
+    one, several = given.pop("seed", None), given.pop("seeds", None)
+    if one is not None and several is not None:
+        raise UserError(f"--seed {one} and --seeds {' '.join(several)} exclude each other: give one of them.")
+    checker = Option("seeds" if several else "seed", int, 0, "", (), 0, 2**63 - 1, None)
+    seeds = tuple(checker.parse(text) for text in several or [one if one is not None else "0"])
+    if one is None and several is None:
+        return (0, 1, 2, 3, 4)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(several)} names a seed twice: every replica needs its own.")
+    return seeds
+
+
+def _yes(given: dict, name: str) -> bool:
+    return Option(name, bool, False, "", (), None, None, None).parse(given.pop(name, "no"))
+
+
+def _device(given: dict, notes: list[str]) -> None:
+    cuda = given.pop("cuda", None)
+    if cuda is not None and "device" not in given:
+        wanted = Option("cuda", bool, False, "", (), None, None, None).parse(cuda)
+        if wanted and not torch.cuda.is_available():
+            notes.append("--cuda was asked for, but this machine offers no CUDA device: running on the CPU.")
+        given["device"] = "cuda" if wanted and torch.cuda.is_available() else "cpu"
+    device = given.get("device", "cpu")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise UserError(f"--device {device} is not known: give cpu, cuda or cuda:N.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {device} is not there: this machine offers {torch.cuda.device_count()} CUDA devices; give --device cpu.")
+
+
+def _refuse_foreign(given: dict, known: dict, algorithm: Algorithm, dataset: Dataset) -> None:
+    for name in given:
+        if name in known:
+            continue
+        owners = [a.name for a in ALGORITHMS.values() if name in options_of(a.options)]
+        if owners:
+            raise UserError(f"--{name} is an option of {', '.join(owners)}, not of {algorithm.name}: drop it, or choose another --model.")
+        owners = [d.name for d in DATASETS.values() if name in options_of(d.options)]
+        raise UserError(f"--{name} is an option of {', '.join(owners)}, not of {dataset.name}: drop it, or choose another --dataset.")
+
+
+def _check(config: Config) -> None:
+    """Combinations that cannot work, in whole sentences."""
+    run = config.run
+    if run.evaluate_on == "validation" and not config.stream.validation:
+        raise UserError("--evaluate_on validation needs validation data: give --validation 0.1 (the fraction of the training data).")
+    if run.log_alignment and not config.algorithm.learner.replays:
+        raise UserError(f"--log_alignment compares with replayed examples, but {config.algorithm.name} replays none: drop it, or choose --model er.")
+    if hasattr(config.learner, "check"):
+        config.learner.check(config.algorithm.name)
+
+
+# ---------------------------------------------------------------- what the user can read
+
+
+def _flag_line(o: Option, default) -> str:
+    spelling = " ".join(f"--{flag}" for flag in (o.name, *o.flags))
+    kind = "" if o.kind is bool else " " + ("|".join(o.choices) if o.choices else o.kind.__name__.upper())
+    shown = ("on" if default else "off") if isinstance(default, bool) else default
+    return f"  {spelling}{kind}\n      {o.help} (default {shown})"
+
+
+def help_text() -> str:
+    """--help: common options, then one group per stream family and per algorithm family."""
+    lines = ["usage: main.py [--model NAME] [--dataset NAME] [--seeds N ...] [options]", "", DESCRIPTION, ""]
+    lines += ["what to run:", *(f"  --{name}\n      {text}" for name, text in {**SPECIAL, **ACTIONS}.items()), ""]
+    lines += ["the run:", *(_flag_line(o, o.default) for o in options_of(RunOptions).values()), ""]
+    lines += ["the network:", *(_flag_line(o, o.default) for o in options_of(NetworkOptions).values()), ""]
+    for title, entries in (("stream", DATASETS), ("algorithm", ALGORITHMS)):
+        families: dict[type, list] = {}
+        for entry in entries.values():
+            families.setdefault(entry.options, []).append(entry)
+        for cls, members in families.items():
+            lines += [f"{title} {', '.join(m.name for m in members)}:"]
+            for o in options_of(cls).values():
+                per_member = {m.presets.get(o.name, o.default) for m in members}
+                default = per_member.pop() if len(per_member) == 1 else "depends on the name"
+                lines.append(_flag_line(o, default))
+            lines.append("")
+    lines += ["Where papers/ has a row for the algorithm and the stream, its settings replace these defaults: see --show_config."]
+    return "\n".join(lines)
+
+
+def list_text() -> str:
+    """--list: names, summaries, citations."""
+    lines = ["algorithms (--model):"]
+    for a in ALGORITHMS.values():
+        older = f"; also called {', '.join(a.aliases)}" if a.aliases else ""
+        lines.append(f"  {a.name:24} {a.summary}{older}\n  {'':24} {a.citation}")
+    lines += ["", "streams (--dataset):"]
+    lines += [f"  {d.name:24} {d.summary}\n  {'':24} {d.citation}" for d in DATASETS.values()]
+    return "\n".join(lines)
+
+
+def config_text(config: Config) -> str:
+    """--show_config: every value and its source."""
+    rows = [("model", config.algorithm.name, ""), ("dataset", config.dataset.name, "")]
+    rows += [("seeds", " ".join(map(str, config.seeds)), ""), ("as_published", config.as_published, "")]
+    rows += [(name, value, config.sources[name]) for name, value in config.values.items()]
+    widths = [max(len(str(row[i])) for row in rows) for i in (0, 1)]
+    return "\n".join(f"{name:{widths[0]}}  {str(value):{widths[1]}}  {source}".rstrip() for name, value, source in rows)

@@ -1,0 +1,17 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Something the user gave cannot work: the message is one sentence with the value, what was expected and the fix.
+
+    Scripts print it without a traceback and exit with code 2.
+    """
+
+
+def nearest(name: str, valid) -> str:
+    """The sentence part that names what was probably meant, or else everything that is valid."""
+    import difflib
+
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(valid)}"

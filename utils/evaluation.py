@@ -1,0 +1,25 @@
+"""How well every task is known right now."""
+
+import torch
+from torch import Tensor
+
+
+def evaluate(learner, stream, split: str) -> tuple[Tensor, Tensor]:
+    """Accuracy on every task, each of its examples counted once; the task is told to `predict`.
+
+    Changes no weight and draws no random number.
+
+    Returns: accuracy [replicas, tasks], fractions; finite [replicas], whether all outputs were finite numbers.
+    """
+    replicas = len(learner.seeds)
+    columns = []
+    finite = torch.ones(replicas, dtype=torch.bool)
+    for t in range(stream.n_tasks):
+        correct, total = torch.zeros(replicas), 0
+        for x, y in stream.evaluation(t, split):
+            logits = learner.predict(x.expand(replicas, *x.shape), t)
+            correct += (logits.argmax(dim=2) == y).sum(dim=1).cpu()
+            finite &= logits.isfinite().flatten(1).all(dim=1).cpu()
+            total += len(y)
+        columns.append(correct / total)
+    return torch.stack(columns, dim=1).masked_fill(~finite[:, None], torch.nan), finite

@@ -1,0 +1,103 @@
+"""One run from its configuration to its record."""
+
+import resource
+import sys
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders.registry import build_stream
+from model.networks import build_network
+from utils.config import Config
+from utils.loop import Evaluation, Loop
+from utils.record import Outcome, Record, Result
+
+
+def run(config: Config) -> Result:
+    """Trains, evaluates and records. UserError for what cannot work; an interruption ends in a record that says so."""
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    device = torch.device(config.run.device)
+    stream = build_stream(config.dataset, config.stream, config.run.data_path).to(device)
+    phases = [list(range(stream.n_tasks))] if config.algorithm.joint else [[t] for t in range(stream.n_tasks)]
+    learned_at = np.array([phase for t in range(stream.n_tasks) for phase, tasks in enumerate(phases) if t in tasks])
+    network = build_network(config.network, stream.input_shape, stream.n_classes)
+    learner = config.algorithm.learner(network, config.learner, config.seeds, device=device)
+    if config.run.log_alignment:
+        learner.watch_alignment()
+    record = Record(config, learned_at, len(phases))
+
+    splits = (config.run.evaluate_on,)
+    extra = ("test",) if config.run.calc_test_accuracy and splits != ("test",) else ()
+    o = config.run
+    loop = Loop(learner, stream, phases, o.n_epochs, o.batch_size, o.log_every, splits, extra)
+    interrupted = False
+    try:
+        _drive(loop, record, learned_at)
+    except KeyboardInterrupt:
+        interrupted = True
+        if not record.evaluations:
+            raise
+    return record.close(
+        Outcome(
+            diverged_at=loop.diverged_at.tolist(),
+            interrupted=interrupted,
+            steps=loop.step,
+            train_seconds=loop.train_seconds,
+            evaluation_seconds=loop.evaluation_seconds,
+            peak_memory_bytes=_peak_memory(device),
+            weights=network.layout.named(learner.weights),
+        )
+    )
+
+
+def _drive(loop: Loop, record: Record, learned_at: np.ndarray) -> None:
+    """Runs the loop to its end, with a progress bar: task, loss, accuracy on the tasks learnt so far, time left."""
+    accuracy = ""
+    interval = 0.3 if sys.stderr.isatty() else 20
+    with tqdm(total=loop.total_steps, mininterval=interval, unit="batch", dynamic_ncols=True) as bar:
+        for event in loop:
+            record.add(event)
+            if isinstance(event, Evaluation):
+                learnt = torch.from_numpy(learned_at <= event.phase)
+                if learnt.any():
+                    accuracy = f", accuracy so far {float(next(iter(event.accuracy.values()))[:, learnt].nanmean()):.3f}"
+                continue
+            if bar.n + 1 >= bar.last_print_n + bar.miniters or bar.n % 50 == 0:
+                bar.set_description(f"task {event.phase + 1}/{len(loop.phases)}", refresh=False)
+                bar.set_postfix_str(f"loss {float(event.loss.mean()):.3f}{accuracy}", refresh=False)
+            bar.update()
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device if it is a GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+
+
+def report(config: Config, result: Result) -> str:
+    """The table that is printed at the end."""
+    n = len(config.seeds)
+    mode = ", as published" if config.as_published else ""
+    lines = [f"{config.algorithm.name} on {config.dataset.name}{mode}, {n} seed{'s' * (n > 1)}, evaluated on {config.run.evaluate_on} data", ""]
+    for label, name in (
+        ("retained accuracy", "retained_accuracy"),
+        ("learning accuracy", "learning_accuracy"),
+        ("backward transfer and interference", "backward_transfer_and_interference"),
+    ):
+        values = result.metrics.get(name, np.array([]))
+        values = values[~np.isnan(values)]
+        spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+        lines.append(f"  {label:36}" + (f"{values.mean():+.4f}{spread}" if len(values) else "none: no seed completed"))
+    matrix = result.matrices
+    if matrix.shape[2] <= 20 and not np.isnan(matrix).any():
+        lines += ["", "  accuracy (%) after learning task (row) on task (column)" + (", mean over seeds" if n > 1 else "")]
+        lines.append("       " + "".join(f"{j:4d}" for j in range(matrix.shape[2])))
+        lines += [f"  {i:4d} " + "".join(f"{100 * value:4.0f}" for value in row) for i, row in enumerate(matrix.mean(axis=0))]
+    for seed, step in result.diverged.items():
+        lines.append(f"\n  seed {seed} diverged at step {step}: its loss or outputs were no longer finite numbers. Lower the learning rates.")
+    lines += ["", f"  records in {result.folder}"]
+    return "\n".join(lines)

@@ -1,0 +1,56 @@
+"""Published results and the settings that should give them, read from papers/*.toml."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "papers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One experiment of a paper.
+
+    file: where it is written. settings: option name -> value. published: metric -> (mean, standard deviation), fractions.
+    variant: empty for the settings that apply when only --model and --dataset are given; else what sets the row apart.
+    """
+
+    file: str
+    model: str
+    dataset: str
+    settings: dict
+    seeds: tuple[int, ...]
+    published: dict
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return "-".join(part for part in (self.model, self.dataset, self.variant) if part)
+
+
+def rows() -> list[Row]:
+    """Every row of every paper, in the order of the files."""
+    return [row for path in sorted(FOLDER.glob("*.toml")) for row in read(path)]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of one file; [common] settings apply to all of them."""
+    content = tomllib.loads(path.read_text())
+    common = content["common"]
+    return [
+        Row(
+            file=f"papers/{path.name}",
+            model=row["model"],
+            dataset=row["dataset"],
+            settings={**common["settings"], **row["settings"]},
+            seeds=tuple(row.get("seeds", common["seeds"])),
+            published={metric: tuple(value) for metric, value in row.get("published", {}).items()},
+            variant=row.get("variant", ""),
+        )
+        for row in content["row"]
+    ]
+
+
+def default_row(model: str, dataset: str) -> Row | None:
+    """The row whose settings are the defaults of this pair, if there is one."""
+    return next((row for row in rows() if (row.model, row.dataset, row.variant) == (model, dataset, "")), None)

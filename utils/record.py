@@ -1,0 +1,327 @@
+"""What is left of a run: one folder for it, one in it for every seed, every file whole.
+
+    <log_dir>/<model>/<expt_name>-<time>/
+        summary.json                mean and standard deviation over seeds
+        accuracy_matrix.png, task_accuracy.png, alignment.png      means over seeds
+        <seed>/
+            training_parameters.json    options, where each comes from, versions, commit, device
+            results.json                final metrics, status, seconds, peak memory
+            accuracy_matrix.csv         row: after task i; column: accuracy on task j (fraction)
+            evaluations.csv, alignment.csv      the same at every evaluation; see docs/records.md
+            results.txt, results.pt     as the La-MAML and MER programs wrote them
+            accuracy_matrix.png, task_accuracy.png, alignment.png, TensorBoard events
+"""
+
+import csv
+import dataclasses
+import datetime
+import io
+import json
+import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from utils import atomic, legacy, plots
+from utils.config import Config
+from utils.errors import UserError
+from utils.loop import Evaluation, Step
+from utils.metrics import metrics
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    folder: its record. status: completed, diverged or interrupted (the worst of its seeds'). diverged: seed -> step.
+    metrics: name -> one value per seed, nan for a seed that did not complete. matrices: [seeds, phases, tasks]
+    fractions, nan where a phase was not reached.
+    """
+
+    folder: Path
+    status: str
+    diverged: dict[int, int]
+    metrics: dict[str, np.ndarray]
+    matrices: np.ndarray
+
+    @property
+    def exit_code(self) -> int:
+        return {"completed": 0, "diverged": 3, "interrupted": 130}[self.status]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How the training of a run ended.
+
+    diverged_at: [seeds], the step, or -1. weights: name -> [seeds, ...].
+    """
+
+    diverged_at: list[int]
+    interrupted: bool
+    steps: int
+    train_seconds: float
+    evaluation_seconds: float
+    peak_memory_bytes: int
+    weights: dict[str, torch.Tensor]
+
+    def status(self, replica: int) -> str:
+        return "diverged" if self.diverged_at[replica] >= 0 else "interrupted" if self.interrupted else "completed"
+
+
+class Record:
+    """Collects what the loop reports and writes it down.
+
+    Args:
+        config: the run's.
+        learned_at: [tasks], the phase in which each task is learnt. n_phases: their number.
+
+    Raises UserError if the folder cannot be written, before anything is trained.
+    """
+
+    def __init__(self, config: Config, learned_at: np.ndarray, n_phases: int):
+        self.config, self.learned_at, self.n_phases = config, learned_at, n_phases
+        self.split = config.run.evaluate_on
+        self.evaluations: list[Evaluation] = []
+        self._steps: list[Step] = []
+        self.parameters = _parameters(config)
+        try:
+            self.folder = _new_folder(config)
+            for seed in config.seeds:
+                self._seed_folder(seed).mkdir()
+                atomic.write_text(self._seed_folder(seed) / "training_parameters.json", _json({**self.parameters, "seed": seed}))
+            self._boards = [SummaryWriter(self._seed_folder(seed)) for seed in config.seeds]
+        except OSError as error:
+            raise UserError(f"--log_dir {config.run.log_dir} cannot be written ({error}): give a writable folder.") from None
+
+    def _seed_folder(self, seed: int) -> Path:
+        return self.folder / str(seed)
+
+    def add(self, event: Step | Evaluation) -> None:
+        """Notes a step, or an evaluation."""
+        if isinstance(event, Step):
+            self._steps.append(event)
+        else:
+            self.evaluations.append(event)
+            self._write_events(event)
+
+    def _write_events(self, evaluation: Evaluation) -> None:
+        """TensorBoard: the losses since the last evaluation, then the evaluation."""
+        losses = torch.stack([step.loss for step in self._steps]).cpu() if self._steps else []
+        learnt = torch.from_numpy(self.learned_at <= evaluation.phase)
+        for replica, board in enumerate(self._boards):
+            for step, loss in zip(self._steps, losses, strict=True):
+                board.add_scalar("loss", loss[replica], step.step)
+            for split, accuracy in evaluation.accuracy.items():
+                for t, value in enumerate(accuracy[replica]):
+                    board.add_scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
+                if learnt.any():
+                    board.add_scalar(f"accuracy_{split}/mean_of_learnt_tasks", accuracy[replica][learnt].mean(), evaluation.step)
+            for name, values in evaluation.statistics.items():
+                board.add_scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
+        self._steps = []
+
+    def close(self, outcome: Outcome) -> Result:
+        """Writes every file that is left to write."""
+        per_seed = [self._write_seed(replica, seed, outcome) for replica, seed in enumerate(self.config.seeds)]
+        for board in self._boards:
+            board.close()
+        names = list(dict.fromkeys(name for values in per_seed for name in values))
+        by_metric = {name: np.array([values.get(name, np.nan) for values in per_seed]) for name in names}
+        statuses = [outcome.status(replica) for replica in range(len(self.config.seeds))]
+        status = next((s for s in ("interrupted", "diverged") if s in statuses), "completed")
+        self._write_summary(status, statuses, by_metric, outcome)
+        matrices = np.stack([self.matrix(replica, self.split) for replica in range(len(self.config.seeds))])
+        with np.errstate(all="ignore"):
+            self._draw(self.folder, _mean(matrices), _mean(self._curves(self.split)), self._mean_statistics())
+        diverged = {seed: at for seed, at in zip(self.config.seeds, outcome.diverged_at, strict=True) if at >= 0}
+        return Result(self.folder, status, diverged, by_metric, matrices)
+
+    # ------------------------------------------------------------ what was measured
+
+    def _evaluations_of(self, split: str) -> list[Evaluation]:
+        return [e for e in self.evaluations if split in e.accuracy]
+
+    def matrix(self, replica: int, split: str) -> np.ndarray:
+        """[phases, tasks] fractions, nan where a phase was not reached."""
+        matrix = np.full((self.n_phases, len(self.learned_at)), np.nan)
+        for e in self._evaluations_of(split):
+            if e.ends_phase and e.phase >= 0:
+                matrix[e.phase] = e.accuracy[split][replica].numpy()
+        return matrix
+
+    def _curves(self, split: str) -> np.ndarray:
+        """[seeds, evaluations, tasks] fractions."""
+        return torch.stack([e.accuracy[split] for e in self._evaluations_of(split)], dim=1).numpy()
+
+    def _mean_statistics(self) -> dict[str, list[float]]:
+        """Name -> mean over seeds at each evaluation."""
+        names = self.evaluations[0].statistics
+        return {name: [float(e.statistics[name].double().nanmean()) for e in self.evaluations] for name in names}
+
+    # ------------------------------------------------------------ what is written
+
+    def _write_seed(self, replica: int, seed: int, outcome: Outcome) -> dict[str, float]:
+        """One seed's files. Returns its metrics, empty unless it completed."""
+        folder, status = self._seed_folder(seed), outcome.status(replica)
+        found: dict[str, float] = {}
+        for split in self.evaluations[0].accuracy:
+            matrix, curve = self.matrix(replica, split), self._curves(split)[replica]
+            suffix = "" if split == self.split else f"_{split}"
+            atomic.write_text(folder / f"accuracy_matrix{suffix}.csv", _matrix_csv(matrix))
+            atomic.write_text(folder / f"evaluations{suffix}.csv", self._evaluations_csv(split, curve))
+            if status == "completed":
+                found |= {name + suffix: value for name, value in metrics(matrix, curve[0], self.learned_at).items()}
+            if split == self.split:
+                self._write_legacy(folder, replica, matrix, curve, outcome)
+                statistics = {name: [float(e.statistics[name][replica]) for e in self.evaluations] for name in self.evaluations[0].statistics}
+                self._draw(folder, matrix, curve, statistics)
+        if statistics:
+            atomic.write_text(folder / "alignment.csv", self._statistics_csv(statistics))
+        kept = {**found, "status": status}
+        if status == "diverged":
+            kept["diverged_at_step"] = outcome.diverged_at[replica]
+        atomic.write_text(folder / "results.json", _json({**kept, **_costs(outcome), "evaluated_on": self.split, "units": UNITS}))
+        return found
+
+    def _write_legacy(self, folder: Path, replica: int, matrix, curve, outcome: Outcome) -> None:
+        labels = [max(e.phase, 0) for e in self._evaluations_of(self.split)]
+        weights = {name: values[replica].cpu().clone() for name, values in outcome.weights.items()}
+        with np.errstate(all="ignore"):
+            atomic.write_text(folder / "results.txt", legacy.results_txt(matrix, curve[0], self.learned_at))
+            content = legacy.results_pt(labels, curve, weights, matrix, curve[0], self.learned_at, self.parameters["options"])
+        with atomic.whole_file(folder / "results.pt") as temporary:
+            torch.save(content, temporary)
+
+    def _write_summary(self, status: str, statuses: list[str], by_metric: dict, outcome: Outcome) -> None:
+        summary = {
+            "model": self.config.algorithm.name,
+            "dataset": self.config.dataset.name,
+            "as_published": self.config.as_published,
+            "identity": self.config.identity(),
+            "status": status,
+            "status_of_seeds": dict(zip(map(str, self.config.seeds), statuses, strict=True)),
+            "metrics": {name: spread(values) for name, values in by_metric.items()},
+            **_costs(outcome),
+            "evaluated_on": self.split,
+            "units": UNITS,
+        }
+        atomic.write_text(self.folder / "summary.json", _json(summary))
+
+    def _draw(self, folder: Path, matrix, curve, statistics: dict) -> None:
+        steps = [e.step for e in self._evaluations_of(self.split)]
+        title = f"{self.config.algorithm.name} on {self.config.dataset.name}, seed {folder.name}"
+        if folder == self.folder:
+            title = f"{self.config.algorithm.name} on {self.config.dataset.name}, mean of {len(self.config.seeds)} seeds"
+        plots.save(folder / "accuracy_matrix.png", plots.accuracy_matrix(matrix, title))
+        plots.save(folder / "task_accuracy.png", plots.task_accuracy(steps, curve, title))
+        if statistics:
+            plots.save(folder / "alignment.png", plots.alignment([e.step for e in self.evaluations], statistics, title))
+
+    def _evaluations_csv(self, split: str, curve: np.ndarray) -> str:
+        header = ["step", "phase", *(f"task_{t}" for t in range(curve.shape[1]))]
+        rows = [[e.step, e.phase, *_rounded(row)] for e, row in zip(self._evaluations_of(split), curve, strict=True)]
+        return _csv([header, *rows])
+
+    def _statistics_csv(self, statistics: dict[str, list[float]]) -> str:
+        rows = [[e.step, e.phase, *values] for e, values in zip(self.evaluations, zip(*statistics.values(), strict=True), strict=True)]
+        return _csv([["step", "phase", *statistics], *rows])
+
+
+UNITS = {"accuracies, metrics": "fraction", "seconds": "s, all seeds together", "peak_memory_bytes": "byte, all seeds together"}
+
+
+def spread(values: np.ndarray) -> dict:
+    """Mean and sample standard deviation (divisor n - 1) over the seeds that have a value, and the values themselves."""
+    known = values[~np.isnan(values)]
+    return {
+        "mean": float(known.mean()) if len(known) else None,
+        "std": float(known.std(ddof=1)) if len(known) > 1 else None,
+        "values": values.tolist(),
+    }
+
+
+def _costs(outcome: Outcome) -> dict:
+    return {name: getattr(outcome, name) for name in ("steps", "train_seconds", "evaluation_seconds", "peak_memory_bytes")}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not nan; nan where nothing is."""
+    counts = (~np.isnan(values)).sum(axis=0)
+    return np.nansum(values, axis=0) / np.where(counts, counts, np.nan)
+
+
+def _new_folder(config: Config) -> Path:
+    """A folder that did not exist before."""
+    parent = Path(config.run.log_dir) / config.algorithm.name
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        moment = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        folder = parent / f"{config.run.expt_name}-{moment}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+
+
+def _parameters(config: Config) -> dict:
+    return {
+        "model": config.algorithm.name,
+        "dataset": config.dataset.name,
+        "seeds": list(config.seeds),
+        "as_published": config.as_published,
+        "options": config.values,
+        "sources": config.sources,
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "commit": _commit(),
+        "machine": {
+            "device": torch.cuda.get_device_name(config.run.device) if config.run.device != "cpu" else platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this code, with "+" where it was changed since; None outside a repository."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _json(content: dict) -> str:
+    return json.dumps(_without_nan(content), indent=2) + "\n"
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rounded(values) -> list[str]:
+    return [f"{value:.6f}" for value in values]
+
+
+def _matrix_csv(matrix: np.ndarray) -> str:
+    header = ["after_phase", *(f"task_{t}" for t in range(matrix.shape[1]))]
+    return _csv([header, *([i, *_rounded(row)] for i, row in enumerate(matrix))])
+
+
+def _csv(rows: list[list]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
