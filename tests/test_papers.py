@@ -1,0 +1,67 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from main import main as run_main
+from utils import experiments, papers
+from utils.config import configure
+
+ROOT = Path(__file__).parent.parent
+ROWS = papers.rows()
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_resolves_to_its_settings(row):
+    config = configure(experiments.arguments(row, []))
+    assert (config.algorithm.name, config.dataset.name, config.seeds) == (row.model, row.dataset, row.seeds)
+    for name, value in row.settings.items():
+        assert config.values[name] == value and config.sources[name] in (row.file, "command line")
+
+
+def test_rows_are_unique_and_published_numbers_are_fractions_of_known_metrics():
+    import utils.metrics
+
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        for metric, value in row.published.items():
+            assert f"    {metric} " in utils.metrics.__doc__
+            assert all(-1 <= number <= 1 for number in value)
+
+
+def test_the_defaults_of_a_pair_are_the_row_without_a_variant():
+    assert papers.default_row("er", "mnist_rotations").settings["memories"] == 200
+    assert papers.default_row("er", "nowhere") is None
+
+
+def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
+    size = ["--n_tasks", "2", "--samples_per_task", "20", "--log_dir", str(tmp_path)]
+
+    def commands(*extra):
+        capsys.readouterr()
+        experiments.main(["commands", "lamaml", "digits_rotations", *size, *extra])
+        printed = capsys.readouterr()
+        assert ("skipped" in printed.err) == (not printed.out)
+        return printed.out.split()
+
+    line = commands()
+    assert line[:4] == ["--model", "lamaml", "--dataset", "digits_rotations"]
+    assert run_main(line).exit_code == 0
+    assert commands() == []
+    assert commands("--as_published") != [] and commands("--glances", "1") != [] and commands("--seed", "0") != []
+    (summary,) = tmp_path.rglob("summary.json")
+    summary.write_text("{")  # a torn record is not a record
+    assert commands() == line
+
+
+@pytest.mark.parametrize(("names", "said"), [(["lamamml"], "lamaml"), (["lamaml", "mnist"], "mnist_rotations"), (["iid", "mnist_rotations"], "no row")])
+def test_mistakes_are_named(names, said):
+    with pytest.raises(experiments.UserError, match=said):
+        experiments.main(["commands", *names])
+
+
+def test_the_script_lists_what_it_can_run_and_holds_no_settings():
+    done = subprocess.run([ROOT / "run_experiments.sh"], capture_output=True, text=True, timeout=120, check=True)
+    assert all(row.model in done.stdout and row.dataset in done.stdout for row in ROWS)
+    script = (ROOT / "run_experiments.sh").read_text()
+    assert not any(f"--{name}" in script for row in ROWS for name in row.settings)
