@@ -12,7 +12,10 @@ from utils.errors import UserError, nearest
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from. is_present: data_path -> whether it is there and sound; fetch: (data_path, source)."""
+    """Where a data set comes from.
+
+    is_present: data_path -> whether it is there and sound. fetch: (data_path, source) -> None.
+    """
 
     is_present: Callable
     fetch: Callable

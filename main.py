@@ -5,8 +5,9 @@ import sys
 
 from utils.config import configure
 from utils.errors import UserError
-from utils.experiment import report, run
+from utils.experiment import run
 from utils.record import Result
+from utils.report import report
 
 
 def main(argv: list[str] | None = None) -> Result:

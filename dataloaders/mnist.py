@@ -33,16 +33,17 @@ GET_IT = "get it with: uv run get_data.py mnist (without internet: --source FOLD
 
 
 def read_file(path: Path, name: str) -> bytes:
-    """The content of FILES[name], read from `path`, gzipped or not; UserError if it is damaged or not the original."""
+    """The content of FILES[name], read from `path`, gzipped or not; UserError if it is not the sound original."""
     size, digest = FILES[name]
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it, then {GET_IT}.") from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
-        raise UserError(f"{path} is not the original file (SHA-256 {found[:12]}…, expected {digest[:12]}…): delete it, then {GET_IT}.")
+    if (found := hashlib.sha256(content).hexdigest()) != digest:
+        raise UserError(
+            f"{path} is not the original (SHA-256 {found[:12]}…, expected {digest[:12]}…): delete it, then {GET_IT}."
+        )
     return content
 
 
@@ -71,7 +72,7 @@ def is_present(data_path) -> bool:
 
 
 def fetch(data_path, source=None) -> None:
-    """Puts the four files into data_path/mnist, from the folder `source` or from the internet; each whole or not at all."""
+    """Puts the four files into data_path/mnist, from the folder `source` or the internet; each whole or not at all."""
     folder = Path(data_path) / "mnist"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,14 +82,20 @@ def fetch(data_path, source=None) -> None:
             else:
                 _import(name, Path(source), folder)
     except OSError as error:
-        raise UserError(f"MNIST cannot be written to {folder} ({error}): give a writable folder with --data_path.") from None
+        raise UserError(
+            f"MNIST cannot be written to {folder} ({error}): give a writable folder with --data_path."
+        ) from None
 
 
 def _import(name: str, source: Path, folder: Path) -> None:
-    candidates = [place / file for place in (source, source / "mnist", source / "MNIST" / "raw") for file in (f"{name}.gz", name)]
+    candidates = [
+        place / file for place in (source, source / "mnist", source / "MNIST" / "raw") for file in (f"{name}.gz", name)
+    ]
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
-        raise UserError(f"--source {source} has no {name}.gz (nor has its subfolder mnist): give the folder that holds MNIST's four files.")
+        raise UserError(
+            f"--source {source} has no {name}.gz, nor has {source}/mnist: give the folder that holds MNIST's files."
+        )
     content = read_file(found, name)
     packed = found.read_bytes() if found.suffix == ".gz" else gzip.compress(content, mtime=0)
     write_bytes(folder / f"{name}.gz", packed)
@@ -105,4 +112,6 @@ def _download(name: str, folder: Path) -> None:
             return
         except (urllib.error.URLError, TimeoutError, ConnectionError, UserError) as error:
             failures.append(f"{home}: {error}")
-    raise UserError(f"{name}.gz could not be downloaded ({'; '.join(failures)}): bring the four files and give --source FOLDER.")
+    raise UserError(
+        f"{name}.gz could not be downloaded ({'; '.join(failures)}): bring the four files and give --source FOLDER."
+    )

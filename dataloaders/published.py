@@ -59,6 +59,6 @@ def _read(path: Path):
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} is not a readable file of MNIST tasks ({reason}): remove it to build the stream from MNIST, or download it anew."
+            f"{path} is not a readable file of MNIST tasks ({reason}): remove it, and the stream is built from MNIST."
         ) from None
     return train, test

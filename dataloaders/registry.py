@@ -20,7 +20,8 @@ MER = "Riemer et al. 2019, after Lopez-Paz and Ranzato 2017; images: LeCun, Cort
 @dataclasses.dataclass(frozen=True)
 class RotationOptions(StreamOptions):
     interpolation: Literal["bilinear", "nearest"] = option(
-        "bilinear", "how rotated pixels are found; nearest is what GEM's generator does (docs/results.md shows what that changes)"
+        "bilinear",
+        "how rotated pixels are found; nearest is what GEM's generator does (docs/results.md shows what that changes)",
     )
 
 
@@ -110,6 +111,8 @@ def build_stream(dataset: Dataset, options: StreamOptions, data_path) -> Stream:
     """The stream, its data loaded; UserError if they are missing, damaged or too few."""
     stream = dataset.build(options, data_path)
     if options.validation and not stream.size(0, "validation"):
-        raise UserError(f"--validation {options.validation} leaves no validation examples: give a larger fraction, or 0 for none.")
-    stream.chosen(0, 0)
+        raise UserError(
+            f"--validation {options.validation} leaves no validation examples: give a larger fraction, or 0 for none."
+        )
+    stream.training_size(0)
     return stream

@@ -26,19 +26,22 @@ class PixelMap:
 
 
 class BilinearRotation:
-    """Rotates counter-clockwise by `angle` degrees about the centre, bilinear, 0 outside, image by image with Pillow."""
+    """Rotates counter-clockwise by `angle` degrees about the centre with Pillow: bilinear, 0 outside."""
 
     def __init__(self, angle: float):
         self.angle = angle
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: [n, height, width] uint8 -> [n, height * width] uint8, on the same device."""
-        turned = [np.asarray(Image.fromarray(image).rotate(self.angle, Image.Resampling.BILINEAR)) for image in images.cpu().numpy()]
+        turned = [
+            np.asarray(Image.fromarray(image).rotate(self.angle, Image.Resampling.BILINEAR))
+            for image in images.cpu().numpy()
+        ]
         return torch.from_numpy(np.stack(turned)).flatten(1).to(images.device)
 
 
 def nearest_rotation(angle: float, side: int) -> PixelMap:
-    """Rotation by `angle` degrees with Pillow's defaults (counter-clockwise, nearest neighbour, no expansion, 0 outside).
+    """Rotation by `angle` degrees with Pillow's defaults: counter-clockwise, nearest neighbour, 0 outside.
 
     The map is found by letting Pillow rotate an image of pixel numbers, so it is Pillow's to the pixel.
     """

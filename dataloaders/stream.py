@@ -27,9 +27,15 @@ class StreamOptions:
     """What every stream takes."""
 
     n_tasks: int = option(20, "number of tasks", low=1)
-    samples_per_task: int = option(-1, "training examples of each task, drawn anew for every seed; 0 or less: all of them", low=-1)
-    validation: float = option(0.0, "fraction of the training data kept apart for validation, never trained on", low=0, high=0.9)
-    stream_seed: int = option(0, "decides what the tasks are (angles, permutations, the validation part); the same for all seeds", low=0)
+    samples_per_task: int = option(
+        -1, "training examples of each task, drawn anew for every seed; 0 or less: all of them", low=-1
+    )
+    validation: float = option(
+        0.0, "fraction of the training data kept apart for validation, never trained on", low=0, high=0.9
+    )
+    stream_seed: int = option(
+        0, "decides what the tasks are (angles, permutations, the validation part); the same for all seeds", low=0
+    )
 
 
 class Stream(abc.ABC):
@@ -74,14 +80,19 @@ class Stream(abc.ABC):
         """Raw examples of any shape -> float32 network input."""
         return x.float().div_(self.scale) if x.dtype == torch.uint8 else x
 
-    def chosen(self, t: int, seed: int) -> Tensor:
-        """Which training examples of task t the replica of this seed sees, [n] int64."""
+    def training_size(self, t: int) -> int:
+        """Training examples of task t that a replica sees; UserError if there are fewer than were asked for."""
         pool, wanted = self.size(t, "train"), self.options.samples_per_task
         if wanted > pool:
             raise UserError(
-                f"--samples_per_task {wanted} is more than the {pool} training examples that a task of {self.name} has: give at most {pool}."
+                f"--samples_per_task {wanted} is more than a task of {self.name} has to train on: give at most {pool}."
             )
-        if wanted <= 0:
+        return wanted if wanted > 0 else pool
+
+    def chosen(self, t: int, seed: int) -> Tensor:
+        """Which of them the replica of this seed sees, [training_size] int64; a fresh choice for every task."""
+        pool, wanted = self.size(t, "train"), self.training_size(t)
+        if wanted == pool:
             return torch.arange(pool)
         return torch.from_numpy(generator(seed, "samples", t).choice(pool, wanted, replace=False))
 
@@ -108,19 +119,19 @@ class ShiftedImages(Stream):
         scale: value of a full pixel.
     """
 
-    def __init__(self, name: str, options: StreamOptions, train, test, task_names: list[str], shifts: list, scale: float = 255.0):
+    def __init__(
+        self, name: str, options: StreamOptions, train, test, task_names: list[str], shifts: list, scale: float = 255.0
+    ):
         super().__init__(name, options)
         self.task_names, self.shifts, self.scale = task_names, shifts, scale
         images, labels = train
         self.input_shape, self.n_classes = (images[0].numel(),), int(labels.max()) + 1
         held_out = int(len(labels) * options.validation)
         order = torch.from_numpy(generator(options.stream_seed, "validation split").permutation(len(labels)))
-        kept = order[held_out:].sort().values
-        self.splits = {
-            "train": (images[kept], labels[kept].long()),
-            "validation": (images[order[:held_out]], labels[order[:held_out]].long()),
-            "test": (test[0], test[1].long()),
-        }
+        self.splits = {"train": train, "validation": (images[order[:held_out]], labels[order[:held_out]]), "test": test}
+        if held_out:
+            kept = order[held_out:].sort().values
+            self.splits["train"] = images[kept], labels[kept]
 
     def to(self, device) -> "ShiftedImages":
         self.splits = {split: (x.to(device), y.to(device)) for split, (x, y) in self.splits.items()}
@@ -134,7 +145,7 @@ class ShiftedImages(Stream):
         if index is not None:
             index = index.to(labels.device)
             images, labels = images[index], labels[index]
-        return self.shifts[t](images), labels
+        return self.shifts[t](images), labels.long()
 
 
 class TrainingSet:
@@ -165,7 +176,9 @@ class TrainingSet:
 
     def batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
         """x, t, y as `observe` takes them: every example once, in an order that each seed draws for each epoch."""
-        orders = np.stack([generator(seed, "data order", self.phase, epoch).permutation(len(self)) for seed in self.seeds])
+        orders = np.stack(
+            [generator(seed, "data order", self.phase, epoch).permutation(len(self)) for seed in self.seeds]
+        )
         device = self.y.device
         replica = torch.arange(len(self.seeds), device=device)[:, None]
         for index in torch.from_numpy(orders).to(device).split(batch_size, dim=1):

@@ -38,6 +38,6 @@ class GradientAlignment:
         self.count += 1
 
     def means(self) -> dict[str, Tensor]:
-        """gradient_cosine and gradient_dot_product, [replicas] each, since the last reset; nan if nothing was replayed."""
+        """gradient_cosine and gradient_dot_product, [replicas] each, since the last reset; nan while nothing counts."""
         means = self.sums / self.count if self.count else torch.full_like(self.sums, torch.nan)
         return {"gradient_cosine": means[0], "gradient_dot_product": means[1]}

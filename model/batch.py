@@ -20,7 +20,9 @@ class Batch(NamedTuple):
     def of(cls, x: Tensor, y: Tensor, t) -> "Batch":
         """The batch of x and y, all of task t (int), or each example of its own task (tensor [replicas, batch])."""
         if x.shape[:2] != y.shape:
-            raise ValueError(f"x has {tuple(x.shape)} and y {tuple(y.shape)}; expected x: [replicas, batch, ...], y: [replicas, batch]")
+            raise ValueError(
+                f"x is {tuple(x.shape)}, y {tuple(y.shape)}: expected [replicas, batch, ...], [replicas, batch]"
+            )
         return cls(x, y, t if isinstance(t, Tensor) else torch.full_like(y, t))
 
     @property

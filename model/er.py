@@ -16,9 +16,12 @@ from utils.options import option
 class EROptions(ReplayOptions):
     lr: float = option(0.1, "learning rate of SGD", above=0)
     glances: int = option(1, "updates per incoming batch", low=1)
-    grad_clip_norm: float = option(0.0, "largest L2 norm of a gradient; 0 turns clipping off (MER's form; La-MAML's form clips at 2)", low=0)
+    grad_clip_norm: float = option(
+        0.0, "largest L2 norm of a gradient; 0 turns clipping off (MER's form; La-MAML's form clips at 2)", low=0
+    )
     remember: Literal["first_epoch", "every_epoch"] = option(
-        "first_epoch", "epochs whose examples are offered to the memory; every_epoch offers each again, as the 2020 code does"
+        "first_epoch",
+        "epochs whose examples are offered to the memory; every_epoch offers each again, as the 2020 code does",
     )
 
 

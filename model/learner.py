@@ -95,4 +95,3 @@ def _saved(value):
     if hasattr(value, "state_dict"):
         return copy.deepcopy(value.state_dict())
     return value.detach().clone() if isinstance(value, Tensor) else value
-

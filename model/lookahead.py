@@ -26,21 +26,31 @@ class LookaheadOptions(ReplayOptions):
     opt_lr: float = option(0.1, "learning rate of the rates alpha", low=0)
     opt_wt: float = option(0.1, "learning rate of the weights when updates are synchronous", low=0)
     glances: int = option(5, "meta-updates per incoming batch", low=1)
-    inner_steps: int = option(0, "inner steps the incoming batch is split into; 0 is one step per example", low=0, flags=("cifar_batches",))
+    inner_steps: int = option(
+        0, "inner steps the incoming batch is split into; 0 is one step per example", low=0, flags=("cifar_batches",)
+    )
     second_order: bool = option(False, "differentiate through the inner gradients (second-order meta-gradients)")
     meta_loss: Literal["all", "last"] = option(
-        "all", "inner steps after which the meta-loss is taken: all is their mean, as in every published run; last as in the paper's Algorithm 1"
+        "all",
+        "inner steps after which the meta-loss is taken: all is the mean over them, as in every published run; last is"
+        " the paper's Algorithm 1",
     )
     grad_clip_norm: float = option(2.0, "largest L2 norm of each meta-gradient; 0 turns all clipping off", low=0)
     inner_clip: bool = option(True, "also hold each number of an inner gradient within plus or minus --grad_clip_norm")
-    inner_rates: Literal["relu", "raw"] = option("relu", "raw lets a learned rate that has become negative ascend in the inner loop")
+    inner_rates: Literal["relu", "raw"] = option(
+        "relu", "raw lets a learned rate that has become negative ascend in the inner loop"
+    )
     use_old_task_memory: bool = option(False, "replay only from what the memory held when the task began")
     snapshot: Literal["copy", "live"] = option(
-        "copy", "what --use_old_task_memory keeps: a copy of the memory, or the live memory itself (which makes it do nothing), as the 2020 MNIST code"
+        "copy",
+        "what --use_old_task_memory keeps: a copy of the memory, or the live memory itself (which makes it do nothing),"
+        " as the 2020 MNIST code",
     )
 
 
-def look_ahead(network, weights, rates, chunks, meta, *, second_order=False, meta_loss="all", clamp=0.0, inner_rates="relu"):
+def look_ahead(
+    network, weights, rates, chunks, meta, *, second_order=False, meta_loss="all", clamp=0.0, inner_rates="relu"
+):
     """The meta-loss after SGD on `chunks`, one after the other, and its gradients.
 
         theta_0 = weights;  theta_k = theta_{k-1} - relu(rates) * clamp(grad l(theta_{k-1}; chunk_k))

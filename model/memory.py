@@ -19,15 +19,17 @@ class ReplayOptions:
     replay_batch_size: int = option(10, "examples replayed beside each incoming batch", low=0)
     reservoir: Literal["uniform", "inclusive"] = option(
         "uniform",
-        "how the memory is filled: uniform is Vitter's algorithm R; inclusive also draws the index after the last, as the 2020 code"
-        " does, which favours older examples slightly",
+        "how the memory is filled: uniform is Vitter's algorithm R; inclusive draws from one index more, as the 2020"
+        " code does, which favours older examples slightly",
     )
     replacement: bool = option(False, "draw replayed examples with replacement, as the 2020 code does")
 
     def check(self, model: str) -> None:
         """Refuses combinations that cannot work, in a sentence."""
         if self.replay_batch_size and not self.memories:
-            raise UserError(f"--memories 0 leaves {model} nothing to replay: give --memories 200, or choose --model online.")
+            raise UserError(
+                f"--memories 0 leaves {model} nothing to replay: give --memories 200, or choose --model online."
+            )
 
 
 class Reservoir:
@@ -76,7 +78,7 @@ class Reservoir:
                 kept[replica, slot] = new[replica, example]
 
     def sample(self, n: int) -> Batch | None:
-        """Up to n examples of each replica, drawn uniformly from what is held (or was, at `freeze`); None while empty."""
+        """Up to n examples of each replica, drawn uniformly from what is held (or was, at `freeze`); None if empty."""
         held = self.stored if self.frozen is None else self.frozen
         size = len(self) if self.frozen is None else self.frozen.size
         n = min(n, size)
@@ -102,9 +104,13 @@ class Reservoir:
     def load_state_dict(self, state: dict) -> None:
         stored = state["stored"]
         if stored is not None and stored[1].shape[1] != self.capacity:
-            raise ValueError(f"the saved memory holds {stored[1].shape[1]} examples, this one {self.capacity}; build the learner as saved")
+            raise ValueError(
+                f"the saved memory has room for {stored[1].shape[1]} examples, this one expected {self.capacity}"
+            )
         self.seen = state["seen"]
-        self.stored, self.frozen = (None if part is None else Batch(*(p.clone() for p in part)) for part in (stored, state["frozen"]))
+        self.stored, self.frozen = (
+            None if part is None else Batch(*(p.clone() for p in part)) for part in (stored, state["frozen"])
+        )
 
 
 def _plain(batch: Batch | None) -> tuple | None:

@@ -96,7 +96,7 @@ class MLP:
         return values
 
     def loss_and_gradient(self, weights: Tensor, batch: Batch, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of each replica [replicas] and its gradient [replicas, parameters] (in `out`), without autograd.
+        """Mean cross-entropy of each replica [replicas] and its gradient [replicas, parameters], without autograd.
 
         Back-propagation written out: 2 to 3 times cheaper than autograd at these sizes, which is what the
         single-example steps of the look-ahead cost. tests/test_gradients.py holds it to autograd.

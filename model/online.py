@@ -1,4 +1,4 @@
-"""Plain stochastic gradient descent on whatever arrives: the floor (`online`) and, on mixed tasks, the ceiling (`iid`)."""
+"""Stochastic gradient descent on whatever arrives: the floor (`online`) and, on mixed tasks, the ceiling (`iid`)."""
 
 import dataclasses
 

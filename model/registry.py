@@ -8,7 +8,10 @@ from model.lookahead import LookaheadMAML, LookaheadOptions
 from model.online import Online, OnlineOptions
 
 LA_MAML = "Gupta, Yadav, Paull 2020, La-MAML: Look-ahead Meta Learning for Continual Learning (arXiv 2007.13904)"
-MER = "Riemer et al. 2019, Learning to Learn without Forgetting by Maximizing Transfer and Minimizing Interference (arXiv 1810.11910)"
+MER = (
+    "Riemer et al. 2019, Learning to Learn without Forgetting by Maximizing Transfer and Minimizing Interference"
+    " (arXiv 1810.11910)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,13 @@ def _lookahead(name: str, summary: str, learn_lr: bool, sync_update: bool, alias
 ALGORITHMS: dict[str, Algorithm] = {
     algorithm.name: algorithm
     for algorithm in (
-        _lookahead("lamaml", "La-MAML: look-ahead meta-learning with learned per-parameter rates", True, False, ("lamaml_cifar",)),
+        _lookahead(
+            "lamaml",
+            "La-MAML: look-ahead meta-learning with learned per-parameter rates",
+            True,
+            False,
+            ("lamaml_cifar",),
+        ),
         _lookahead("sync", "Sync La-MAML: learns the rates, but steps the weights with a fixed one", True, True),
         _lookahead("cmaml", "C-MAML: the same objective with fixed rates in both loops", False, True),
         Algorithm(
@@ -55,8 +64,18 @@ ALGORITHMS: dict[str, Algorithm] = {
             as_published={**_REPLAY_2020, "remember": "every_epoch"},
             aliases=("eralg4",),
         ),
-        Algorithm("online", Online, OnlineOptions, "SGD on each batch as it comes: the floor", MER, aliases=("single",)),
-        Algorithm("iid", Online, OnlineOptions, "SGD on batches mixed over all tasks: the ceiling", LA_MAML, joint=True, aliases=("iid2",)),
+        Algorithm(
+            "online", Online, OnlineOptions, "SGD on each batch as it comes: the floor", MER, aliases=("single",)
+        ),
+        Algorithm(
+            "iid",
+            Online,
+            OnlineOptions,
+            "SGD on batches mixed over all tasks: the ceiling",
+            LA_MAML,
+            joint=True,
+            aliases=("iid2",),
+        ),
     )
 }
 

@@ -16,7 +16,14 @@ ROWS = {
     "iid": {"lr": 0.1},
     "er": {"lr": 0.1, "memories": 12, "replay_batch_size": 6, "glances": 2, "grad_clip_norm": 2.0},
     "cmaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.05, "use_old_task_memory": True},
-    "sync": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.05, "second_order": True, "inner_steps": 2},
+    "sync": {
+        "memories": 12,
+        "replay_batch_size": 6,
+        "glances": 2,
+        "alpha_init": 0.05,
+        "second_order": True,
+        "inner_steps": 2,
+    },
     "lamaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.1, "opt_lr": 0.2},
 }
 

@@ -10,23 +10,43 @@ from utils.config import configure, resolve
 from utils.errors import UserError
 
 # The lines of La-MAML's run_experiments.sh for MNIST: common part, then what each experiment adds.
-LAMAML_COMMON = "--n_layers 2 --n_hiddens 100 --data_path data/ --log_every 100 --samples_per_task {n} --dataset {stream} --cuda --log_dir logs/"
-LAMAML_LINE = "--model lamaml --memories {m} --batch_size 10 --replay_batch_size 10 --n_epochs 1 --glances {g} {rest} --use_old_task_memory --seed 0"
+LAMAML_COMMON = (
+    "--n_layers 2 --n_hiddens 100 --data_path data/ --log_every 100 --samples_per_task {n} --dataset {stream}"
+    " --cuda --log_dir logs/"
+)
+LAMAML_LINE = (
+    "--model lamaml --memories {m} --batch_size 10 --replay_batch_size 10 --n_epochs 1 --glances {g} {rest}"
+    " --use_old_task_memory --seed 0"
+)
 LAMAML = [
     ("mnist_rotations", 1000, 200, 5, "--opt_lr 0.1 --opt_wt 0.1 --alpha_init 0.1 --sync_update", "cmaml"),
     ("mnist_rotations", 1000, 200, 5, "--opt_lr 0.1 --opt_wt 0.3 --alpha_init 0.15 --learn_lr --sync_update", "sync"),
     ("mnist_rotations", 1000, 200, 5, "--opt_lr 0.3 --alpha_init 0.15 --learn_lr", "lamaml"),
     ("mnist_permutations", 1000, 200, 5, "--opt_wt 0.1 --alpha_init 0.03 --sync_update", "cmaml"),
-    ("mnist_permutations", 1000, 200, 5, "--opt_lr 0.1 --opt_wt 0.1  --alpha_init 0.15 --learn_lr --sync_update", "sync"),
+    (
+        "mnist_permutations",
+        1000,
+        200,
+        5,
+        "--opt_lr 0.1 --opt_wt 0.1  --alpha_init 0.15 --learn_lr --sync_update",
+        "sync",
+    ),
     ("mnist_permutations", 1000, 200, 5, "--opt_lr 0.3 --alpha_init 0.15 --learn_lr", "lamaml"),
     ("mnist_manypermutations", 200, 500, 5, "--opt_wt 0.15 --alpha_init 0.03 --sync_update", "cmaml"),
-    ("mnist_manypermutations", 200, 500, 10, "--opt_lr 0.1 --opt_wt 0.03  --alpha_init 0.03 --learn_lr --sync_update", "sync"),
+    (
+        "mnist_manypermutations",
+        200,
+        500,
+        10,
+        "--opt_lr 0.1 --opt_wt 0.03  --alpha_init 0.03 --learn_lr --sync_update",
+        "sync",
+    ),
     ("mnist_manypermutations", 200, 500, 10, "--opt_lr 0.1 --alpha_init 0.1 --learn_lr", "lamaml"),
 ]
 # The lines of MER's mer_examples.sh for online learning and experience replay.
 MER_COMMON = (
-    "--n_layers 2 --n_hiddens 100 --data_path data/ --save_path results/ --batch_size 1 --log_every 100 --samples_per_task {n}"
-    " --data_file {stream}.pt    --cuda no  --seed 0"
+    "--n_layers 2 --n_hiddens 100 --data_path data/ --save_path results/ --batch_size 1 --log_every 100"
+    " --samples_per_task {n} --data_file {stream}.pt    --cuda no  --seed 0"
 )
 MER = [
     ("mnist_rotations", 1000, "--model online --lr 0.0003"),
@@ -72,7 +92,12 @@ def test_mer_lines_mean_what_they_meant(row):
     config = configure(mer_line(*row).split())
     words = row[2].split()
     assert config.algorithm.name == {"online": "online", "eralg4": "er"}[words[1]]
-    assert (config.dataset.name, config.run.batch_size, config.run.log_dir, config.run.device) == (row[0], 1, "results/", "cpu")
+    assert (config.dataset.name, config.run.batch_size, config.run.log_dir, config.run.device) == (
+        row[0],
+        1,
+        "results/",
+        "cpu",
+    )
     assert config.network.init == "xavier_uniform"
     assert config.learner.lr == float(words[3])
     if config.algorithm.name == "er":
@@ -159,7 +184,10 @@ def test_help_names_every_flag_under_its_algorithms(capsys):
         ("--zzz", ["--zzz"]),
         ("lamaml", ["'lamaml'", "--name value"]),
         ("--model online --alpha_init 0.1", ["--alpha_init", "lamaml, sync, cmaml", "online"]),
-        ("--dataset mnist_permutations --interpolation nearest", ["--interpolation", "mnist_rotations", "mnist_permutations"]),
+        (
+            "--dataset mnist_permutations --interpolation nearest",
+            ["--interpolation", "mnist_rotations", "mnist_permutations"],
+        ),
         ("--memories 0", ["--memories 0", "--memories 200"]),
         ("--model er --memories 0", ["--memories 0", "online"]),
         ("--memories -1", ["--memories -1", "at least 0"]),
@@ -194,7 +222,22 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(line, parts, refused):
 
 names = st.sampled_from([*ALGORITHMS, "eralg4", "nosuch"])
 words = st.sampled_from(["0", "-1", "1", "0.5", "nan", "inf", "1e400", "", "yes", "relu", "all", "١٢"])
-flags = st.sampled_from(["lr", "memories", "glances", "alpha_init", "seed", "seeds", "batch_size", "meta_loss", "learn_lr", "validation", "cuda", "zz"])
+flags = st.sampled_from(
+    [
+        "lr",
+        "memories",
+        "glances",
+        "alpha_init",
+        "seed",
+        "seeds",
+        "batch_size",
+        "meta_loss",
+        "learn_lr",
+        "validation",
+        "cuda",
+        "zz",
+    ]
+)
 
 
 @settings(deadline=None, max_examples=200)

@@ -50,7 +50,10 @@ def test_written_out_gradient_equals_autograd(hidden, n):
     examples = batch(n)
     expected = loss_and_gradient(AutogradOnly(network), weights, examples)
     buffer = torch.full_like(weights, torch.nan)
-    for found in (loss_and_gradient(network, weights, examples), loss_and_gradient(network, weights, examples, out=buffer)):
+    for found in (
+        loss_and_gradient(network, weights, examples),
+        loss_and_gradient(network, weights, examples, out=buffer),
+    ):
         torch.testing.assert_close(found, expected)
     assert torch.equal(buffer, found[1])
 
@@ -106,13 +109,15 @@ def test_meta_gradients_equal_finite_differences(second_order, at, inner_rates, 
         return meta_loss(network, w, a, chunks, meta, at == "all", frozen, relu)
 
     torch.testing.assert_close(loss, objective(weights, rates))
-    torch.testing.assert_close(by_weights, numeric_gradient(lambda w: objective(w, rates), weights), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        by_weights, numeric_gradient(lambda w: objective(w, rates), weights), rtol=1e-4, atol=1e-7
+    )
     torch.testing.assert_close(by_rates, numeric_gradient(lambda a: objective(weights, a), rates), rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("at", ["last", "all"])
 def test_first_order_closed_forms(at):
-    """dL/dtheta = mean_k G_k and dL/dalpha = -mean_k G_k * sum_{i<=k} g_i where alpha > 0 (with "last", the last term alone)."""
+    """dL/dtheta = mean_k G_k and dL/dalpha = -mean_k G_k * sum_{i<=k} g_i where alpha > 0; "last": the last term."""
     network, weights = tiny()
     rates, chunks, meta = some_rates(weights), batch(4).split(4), batch(6, seed=2)
     g = inner_gradients(network, weights, rates, chunks)
@@ -164,7 +169,10 @@ def test_the_mnist_network_has_the_published_number_of_parameters():
     assert MLP(784, [100, 100], 10).layout.parameters == 89_610
 
 
-@pytest.mark.parametrize(("init", "std"), [("kaiming_normal", (2 / 784) ** 0.5), ("xavier_normal", (2 / 884) ** 0.5), ("xavier_uniform", (2 / 884) ** 0.5)])
+@pytest.mark.parametrize(
+    ("init", "std"),
+    [("kaiming_normal", (2 / 784) ** 0.5), ("xavier_normal", (2 / 884) ** 0.5), ("xavier_uniform", (2 / 884) ** 0.5)],
+)
 def test_initial_weights_have_the_right_spread_and_zero_biases(init, std):
     network = MLP(784, [100], 10, init)
     weights = network.initial_weights([np.random.default_rng(0)])

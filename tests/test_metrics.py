@@ -39,7 +39,9 @@ def test_against_loops_over_tasks(values):
     last = matrix[-1]
     assert found["retained_accuracy"] == pytest.approx(sum(last) / tasks)
     assert found["learning_accuracy"] == pytest.approx(sum(matrix[j][j] for j in range(tasks)) / tasks)
-    assert found["retained_accuracy"] == pytest.approx(found["learning_accuracy"] + found["backward_transfer_and_interference"], abs=1e-9)
+    assert found["retained_accuracy"] == pytest.approx(
+        found["learning_accuracy"] + found["backward_transfer_and_interference"], abs=1e-9
+    )
     if tasks == 1:
         assert found["backward_transfer_and_interference"] == 0 and np.isnan(found["forgetting"])
         return
@@ -61,7 +63,13 @@ def test_mixed_tasks_are_all_learnt_in_the_one_phase():
 def test_the_published_text_layout():
     lines = legacy.results_txt(MATRIX, BASELINE, IN_ORDER).splitlines()
     assert lines[:3] == ["0.1000 0.1000 0.2000", "|", "0.9000 0.2000 0.1000"]
-    assert lines[5:] == ["", "Diagonal Accuracy: 0.8667", "Final Accuracy: 0.7500", "Backward: -0.1167", "Forward: 0.0667"]
+    assert lines[5:] == [
+        "",
+        "Diagonal Accuracy: 0.8667",
+        "Final Accuracy: 0.7500",
+        "Backward: -0.1167",
+        "Forward: 0.0667",
+    ]
 
 
 def test_a_whole_run_keeps_the_identities(run):

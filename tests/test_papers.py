@@ -54,7 +54,10 @@ def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
     assert commands() == line
 
 
-@pytest.mark.parametrize(("names", "said"), [(["lamamml"], "lamaml"), (["lamaml", "mnist"], "mnist_rotations"), (["iid", "mnist_rotations"], "no row")])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["lamamml"], "lamaml"), (["lamaml", "mnist"], "mnist_rotations"), (["iid", "mnist_rotations"], "no row")],
+)
 def test_mistakes_are_named(names, said):
     with pytest.raises(experiments.UserError, match=said):
         experiments.main(["commands", *names])

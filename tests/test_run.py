@@ -23,7 +23,11 @@ METRICS = {
 
 
 def weights_of(result):
-    return {seed.name: torch.load(seed / "results.pt", weights_only=True)[2] for seed in result.folder.iterdir() if seed.is_dir()}
+    return {
+        seed.name: torch.load(seed / "results.pt", weights_only=True)[2]
+        for seed in result.folder.iterdir()
+        if seed.is_dir()
+    }
 
 
 def assert_same_weights(first, second):
@@ -43,21 +47,31 @@ def test_a_run_leaves_the_whole_record(run, capsys):
         folder = result.folder / str(seed)
         names = {path.name for path in folder.iterdir()}
         assert {name for name in names if not name.startswith("events.out.tfevents")} == {
-            "training_parameters.json", "results.json", "results.txt", "results.pt", "accuracy_matrix.csv", "evaluations.csv",
-            "alignment.csv", "accuracy_matrix.png", "task_accuracy.png", "alignment.png",
+            "training_parameters.json", "results.json", "results.txt", "results.pt", "accuracy_matrix.csv",
+            "evaluations.csv", "alignment.csv", "accuracy_matrix.png", "task_accuracy.png", "alignment.png",
         }  # fmt: skip
         parameters = json.loads((folder / "training_parameters.json").read_text())
         assert parameters["seed"] == seed and parameters["options"]["n_tasks"] == 3
-        assert parameters["sources"]["n_tasks"] == "command line" and parameters["versions"]["torch"] == torch.__version__
+        assert (
+            parameters["sources"]["n_tasks"] == "command line" and parameters["versions"]["torch"] == torch.__version__
+        )
         results = json.loads((folder / "results.json").read_text())
-        assert results.keys() >= METRICS | {"status", "train_seconds", "evaluation_seconds", "peak_memory_bytes", "units"}
+        assert results.keys() >= METRICS | {
+            "status",
+            "train_seconds",
+            "evaluation_seconds",
+            "peak_memory_bytes",
+            "units",
+        }
         assert results["status"] == "completed" and results["peak_memory_bytes"] > 10**7
         matrix = np.loadtxt(folder / "accuracy_matrix.csv", delimiter=",", skiprows=1)[:, 1:]
         np.testing.assert_allclose(matrix, result.matrices[replica], atol=1e-6)
         assert results["retained_accuracy"] == pytest.approx(matrix[-1].mean(), abs=1e-6)
         labels, accuracies, weights, stats, line, options = torch.load(folder / "results.pt", weights_only=True)
         assert labels.tolist() == [0, 0, 1, 2] and accuracies.shape == (4, 3) and options["n_tasks"] == 3
-        assert [float(stat) for stat in stats[:2]] == pytest.approx([results["learning_accuracy"], results["retained_accuracy"]])
+        assert [float(stat) for stat in stats[:2]] == pytest.approx(
+            [results["learning_accuracy"], results["retained_accuracy"]]
+        )
         assert weights["layer1.weight"].shape == (16, 64) and "# val:" in line
         events = EventAccumulator(str(folder)).Reload()
         assert len(events.Scalars("loss")) == 12

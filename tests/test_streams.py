@@ -53,7 +53,9 @@ def test_replicas_see_their_own_examples_in_their_own_order_as_they_would_alone(
     packed = list(TrainingSet(stream, 2, [2], (5, 6)).batches(0, 8))
     assert [x.shape[1] for x, _, _ in packed] == [8, 8, 4]
     for replica, seed in enumerate((5, 6)):
-        for (x, t, y), (alone_x, alone_t, alone_y) in zip(packed, TrainingSet(stream, 2, [2], (seed,)).batches(0, 8), strict=True):
+        for (x, t, y), (alone_x, alone_t, alone_y) in zip(
+            packed, TrainingSet(stream, 2, [2], (seed,)).batches(0, 8), strict=True
+        ):
             assert torch.equal(x[replica], alone_x[0]) and torch.equal(y[replica], alone_y[0]) and t == alone_t == 2
     assert not torch.equal(packed[0][0][0], packed[0][0][1])
 
@@ -124,6 +126,7 @@ def test_evaluation_shows_the_same_examples_with_and_without_keeping_them(monkey
 
 def published(path, tasks=3, n=30):
     torch.manual_seed(0)
+
     def part(size):
         return [[f"task {t}", torch.rand(size, 784), torch.randint(10, (size,))] for t in range(tasks)]
 
@@ -145,7 +148,9 @@ def test_published_files_are_read_as_they_are(tmp_path):
     assert (stream.size(0, "train"), stream.size(0, "validation"), stream.size(0, "test")) == (24, 6, 10)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a torch file", {"a": 1}, [[1], [2]], ([["t", torch.rand(3, 784), torch.zeros(2)]],) * 2])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a torch file", {"a": 1}, [[1], [2]], ([["t", torch.rand(3, 784), torch.zeros(2)]],) * 2]
+)
 def test_damaged_published_files_are_refused(tmp_path, content):
     path = tmp_path / "mnist_permutations.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -158,7 +163,12 @@ class TestRealMnist:
     def test_sizes_and_pixels(self, mnist_data):
         dataset = DATASETS["mnist_rotations"]
         stream = build_stream(dataset, dataset.options(samples_per_task=1000), mnist_data)
-        assert (stream.size(0, "train"), stream.size(0, "test"), stream.n_classes, stream.input_shape) == (60000, 10000, 10, (784,))
+        assert (stream.size(0, "train"), stream.size(0, "test"), stream.n_classes, stream.input_shape) == (
+            60000,
+            10000,
+            10,
+            (784,),
+        )
         x, y = next(stream.evaluation(19, "test"))
         assert x.dtype == torch.float32 and x.min() == 0 and x.max() == 1 and y[:5].tolist() == [7, 2, 1, 0, 4]
 

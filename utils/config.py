@@ -1,7 +1,7 @@
 """From a command line to a checked configuration: every value typed, in range, and with its source known.
 
-A value comes from the command line if it was given there; else from --as_published; else from papers/, if there is a row
-for the algorithm and the stream; else from the registry's presets or the options' defaults.
+A value comes from the command line if it was given there; else from --as_published; else from papers/, if there is a
+row for the algorithm and the stream; else from the registry's presets or the options' defaults.
 """
 
 import argparse
@@ -30,8 +30,12 @@ class RunOptions:
     evaluate_on: Literal["test", "validation"] = option(
         "test", "validation (needs --validation) is for choosing settings without looking at test data"
     )
-    calc_test_accuracy: bool = option(False, "with --evaluate_on validation, also evaluate on the test data at the end of each task")
-    log_alignment: bool = option(False, "record at each evaluation how the gradients of new and replayed examples agree, and the learned rates")
+    calc_test_accuracy: bool = option(
+        False, "with --evaluate_on validation, also evaluate on the test data at the end of each task"
+    )
+    log_alignment: bool = option(
+        False, "record at each evaluation how the gradients of new and replayed examples agree, and the learned rates"
+    )
     expt_name: str = option("run", "first part of the name of the run's record")
     log_dir: str = option("logs", "folder that records are written to", flags=("save_path",))
     data_path: str = option("data", "folder that get_data.py fills")
@@ -39,7 +43,10 @@ class RunOptions:
     threads: int = option(0, "CPU threads; 0: all cores", low=0)
 
 
-DESCRIPTION = "Learns a stream of tasks with one algorithm, for several seeds at once, and shows what was learnt and what was forgotten."
+DESCRIPTION = (
+    "Learns a stream of tasks with one algorithm, for several seeds at once, and shows what was learnt and what was"
+    " forgotten."
+)
 
 #: Flags of the older programs that do nothing here, with the reason; given, they are noted and ignored.
 RETIRED = {
@@ -56,7 +63,10 @@ RETIRED = {
 }
 RETIRED_SHORT = {"class_order": "-order", "increment": "-inc"}
 
-ACTIONS = {"list": "print the algorithms and streams, and stop", "show_config": "print every value and where it comes from, and stop"}
+ACTIONS = {
+    "list": "print the algorithms and streams, and stop",
+    "show_config": "print every value and where it comes from, and stop",
+}
 
 #: Options of every run that no dataclass holds; see `resolve`.
 SPECIAL = {
@@ -136,7 +146,12 @@ class _Parser(argparse.ArgumentParser):
 
 def _known_options() -> dict[str, Option]:
     """Every option of every group, by name."""
-    classes = [RunOptions, NetworkOptions, *(d.options for d in DATASETS.values()), *(a.options for a in ALGORITHMS.values())]
+    classes = [
+        RunOptions,
+        NetworkOptions,
+        *(d.options for d in DATASETS.values()),
+        *(a.options for a in ALGORITHMS.values()),
+    ]
     return {name: o for cls in classes for name, o in options_of(cls).items()}
 
 
@@ -155,12 +170,16 @@ def _parse(argv: list[str]) -> dict[str, str | list[str]]:
         switch = {"nargs": "?", "const": "yes"} if known_option.kind is bool else {}
         parser.add_argument(*spellings, dest=name, **switch)
     for name in RETIRED:
-        parser.add_argument(f"--{name}", *([RETIRED_SHORT[name]] if name in RETIRED_SHORT else []), nargs="?", const="yes")
+        parser.add_argument(
+            f"--{name}", *([RETIRED_SHORT[name]] if name in RETIRED_SHORT else []), nargs="?", const="yes"
+        )
     given, unknown = parser.parse_known_args(argv)
     if unknown:
         valid = [*known, *SPECIAL, *ACTIONS, *(flag for o in known.values() for flag in o.flags)]
         if not unknown[0].startswith("--"):
-            raise UserError(f"{unknown[0]!r} is not a flag and follows none that takes it: write --name value (see --help).")
+            raise UserError(
+                f"{unknown[0]!r} is not a flag and follows none that takes it: write --name value (see --help)."
+            )
         name = unknown[0].removeprefix("--").split("=")[0]
         raise UserError(f"--{name} is not a flag of main.py: {nearest(name, valid)} (see --help).")
     return vars(given)
@@ -260,7 +279,9 @@ def _device(given: dict, notes: list[str]) -> None:
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise UserError(f"--device {device} is not known: give cpu, cuda or cuda:N.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {device} is not there: this machine offers {torch.cuda.device_count()} CUDA devices; give --device cpu.")
+        raise UserError(
+            f"--device {device} is not there: this machine has {torch.cuda.device_count()}; give --device cpu."
+        )
 
 
 def _refuse_foreign(given: dict, known: dict, algorithm: Algorithm, dataset: Dataset) -> None:
@@ -269,18 +290,27 @@ def _refuse_foreign(given: dict, known: dict, algorithm: Algorithm, dataset: Dat
             continue
         owners = [a.name for a in ALGORITHMS.values() if name in options_of(a.options)]
         if owners:
-            raise UserError(f"--{name} is an option of {', '.join(owners)}, not of {algorithm.name}: drop it, or choose another --model.")
+            raise UserError(
+                f"--{name} is an option of {', '.join(owners)}, not of {algorithm.name}: drop it, or change --model."
+            )
         owners = [d.name for d in DATASETS.values() if name in options_of(d.options)]
-        raise UserError(f"--{name} is an option of {', '.join(owners)}, not of {dataset.name}: drop it, or choose another --dataset.")
+        raise UserError(
+            f"--{name} is an option of {', '.join(owners)}, not of {dataset.name}: drop it, or change --dataset."
+        )
 
 
 def _check(config: Config) -> None:
     """Combinations that cannot work, in whole sentences."""
     run = config.run
     if run.evaluate_on == "validation" and not config.stream.validation:
-        raise UserError("--evaluate_on validation needs validation data: give --validation 0.1 (the fraction of the training data).")
+        raise UserError(
+            "--evaluate_on validation needs validation data: give --validation 0.1 (a fraction of the training data)."
+        )
     if run.log_alignment and not config.algorithm.learner.replays:
-        raise UserError(f"--log_alignment compares with replayed examples, but {config.algorithm.name} replays none: drop it, or choose --model er.")
+        raise UserError(
+            f"--log_alignment compares with replayed examples, and {config.algorithm.name} replays none: drop it,"
+            " or choose --model er."
+        )
     if hasattr(config.learner, "check"):
         config.learner.check(config.algorithm.name)
 
@@ -312,7 +342,7 @@ def help_text() -> str:
                 default = per_member.pop() if len(per_member) == 1 else "depends on the name"
                 lines.append(_flag_line(o, default))
             lines.append("")
-    lines += ["Where papers/ has a row for the algorithm and the stream, its settings replace these defaults: see --show_config."]
+    lines.append("A row of papers/ for the algorithm and the stream replaces these defaults: see --show_config.")
     return "\n".join(lines)
 
 
@@ -333,4 +363,4 @@ def config_text(config: Config) -> str:
     rows += [("seeds", " ".join(map(str, config.seeds)), ""), ("as_published", config.as_published, "")]
     rows += [(name, value, config.sources[name]) for name, value in config.values.items()]
     widths = [max(len(str(row[i])) for row in rows) for i in (0, 1)]
-    return "\n".join(f"{name:{widths[0]}}  {str(value):{widths[1]}}  {source}".rstrip() for name, value, source in rows)
+    return "\n".join(f"{name:{widths[0]}}  {value!s:{widths[1]}}  {source}".rstrip() for name, value, source in rows)

@@ -62,7 +62,9 @@ def _drive(loop: Loop, record: Record, learned_at: np.ndarray) -> None:
             if isinstance(event, Evaluation):
                 learnt = torch.from_numpy(learned_at <= event.phase)
                 if learnt.any():
-                    accuracy = f", accuracy so far {float(next(iter(event.accuracy.values()))[:, learnt].nanmean()):.3f}"
+                    accuracy = (
+                        f", accuracy so far {float(next(iter(event.accuracy.values()))[:, learnt].nanmean()):.3f}"
+                    )
                 continue
             if bar.n + 1 >= bar.last_print_n + bar.miniters or bar.n % 50 == 0:
                 bar.set_description(f"task {event.phase + 1}/{len(loop.phases)}", refresh=False)
@@ -76,28 +78,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     kilo = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
-
-
-def report(config: Config, result: Result) -> str:
-    """The table that is printed at the end."""
-    n = len(config.seeds)
-    mode = ", as published" if config.as_published else ""
-    lines = [f"{config.algorithm.name} on {config.dataset.name}{mode}, {n} seed{'s' * (n > 1)}, evaluated on {config.run.evaluate_on} data", ""]
-    for label, name in (
-        ("retained accuracy", "retained_accuracy"),
-        ("learning accuracy", "learning_accuracy"),
-        ("backward transfer and interference", "backward_transfer_and_interference"),
-    ):
-        values = result.metrics.get(name, np.array([]))
-        values = values[~np.isnan(values)]
-        spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
-        lines.append(f"  {label:36}" + (f"{values.mean():+.4f}{spread}" if len(values) else "none: no seed completed"))
-    matrix = result.matrices
-    if matrix.shape[2] <= 20 and not np.isnan(matrix).any():
-        lines += ["", "  accuracy (%) after learning task (row) on task (column)" + (", mean over seeds" if n > 1 else "")]
-        lines.append("       " + "".join(f"{j:4d}" for j in range(matrix.shape[2])))
-        lines += [f"  {i:4d} " + "".join(f"{100 * value:4.0f}" for value in row) for i, row in enumerate(matrix.mean(axis=0))]
-    for seed, step in result.diverged.items():
-        lines.append(f"\n  seed {seed} diverged at step {step}: its loss or outputs were no longer finite numbers. Lower the learning rates.")
-    lines += ["", f"  records in {result.folder}"]
-    return "\n".join(lines)

@@ -20,7 +20,9 @@ from utils.errors import UserError, nearest
 
 def arguments(row: papers.Row, extra: list[str]) -> list[str]:
     """The arguments of main.py that run the row; `extra` wins over its settings."""
-    settings = [text for name, value in row.settings.items() for text in (f"--{name}", str(value))] if row.variant else []
+    settings = (
+        [text for name, value in row.settings.items() for text in (f"--{name}", str(value))] if row.variant else []
+    )
     seeds = [] if {"--seed", "--seeds"} & set(extra) else ["--seeds", *map(str, row.seeds)]
     return ["--model", row.model, "--dataset", row.dataset, *seeds, "--expt_name", row.name, *settings, *extra]
 
@@ -32,7 +34,9 @@ def recorded(config: Config) -> Path | None:
             content = json.loads(summary.read_text())
         except (OSError, ValueError):
             continue
-        if content.get("status") == "completed" and content.get("identity") == json.loads(json.dumps(config.identity())):
+        if content.get("status") == "completed" and content.get("identity") == json.loads(
+            json.dumps(config.identity())
+        ):
             return summary.parent
     return None
 
@@ -56,7 +60,10 @@ def listing() -> str:
         published = " ± ".join(f"{value:.4f}" for value in row.published.get("retained_accuracy", ())) or "-"
         where = recorded(configure(arguments(row, []))) or "-"
         lines.append(f"{row.model:10} {row.dataset:24} {row.variant:12} {published:16} {where}")
-    lines += ["", "./run_experiments.sh ALGORITHM STREAM [options for main.py], each name or all; add --as_published for that mode"]
+    lines += [
+        "",
+        "./run_experiments.sh ALGORITHM STREAM [options for main.py, such as --as_published]; all stands for every one",
+    ]
     return "\n".join(lines)
 
 
@@ -65,7 +72,7 @@ def main(argv: list[str]) -> None:
         print(listing())
         return
     names = [word for word in argv[1:3] if not word.startswith("-")]
-    model, dataset = (names + ["all"])[:2] if names else ("all", "all")
+    model, dataset = [*names, "all"][:2] if names else ("all", "all")
     extra = argv[1 + len(names) :]
     for row in chosen(model, dataset):
         line = arguments(row, extra)

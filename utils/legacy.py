@@ -1,4 +1,4 @@
-"""results.txt and results.pt, laid out as the La-MAML and MER programs wrote them, so that their readers' scripts go on working.
+"""results.txt and results.pt, laid out as the La-MAML and MER programs wrote them, for scripts that read those.
 
 One difference: results.pt holds plain types only (options as a dict), so torch.load(weights_only=True) reads it.
 """
@@ -33,4 +33,11 @@ def results_pt(labels, accuracies, weights: dict, matrix, baseline, learned_at, 
     figures = statistics(matrix, baseline, learned_at)
     one_line = f"{options} # val: " + " ".join(f"{value:.3f}" for value in figures.values())
     tensors = [torch.tensor(value) for value in figures.values()]
-    return torch.tensor(labels, dtype=torch.float32), torch.tensor(np.array(accuracies)), weights, tensors, one_line, options
+    return (
+        torch.tensor(labels, dtype=torch.float32),
+        torch.tensor(np.array(accuracies)),
+        weights,
+        tensors,
+        one_line,
+        options,
+    )

@@ -1,4 +1,4 @@
-"""The continual loop: it drives a learner through a stream and reports; it keeps no records and asks no algorithm's name."""
+"""The continual loop: drives a learner through a stream and reports; keeps no records, asks no algorithm's name."""
 
 import dataclasses
 import time
@@ -55,7 +55,9 @@ class Loop:
     not. The loop ends early once every replica has diverged.
     """
 
-    def __init__(self, learner: Learner, stream: Stream, phases, n_epochs, batch_size, log_every, splits, final_splits=()):
+    def __init__(
+        self, learner: Learner, stream: Stream, phases, n_epochs, batch_size, log_every, splits, final_splits=()
+    ):
         self.learner, self.stream, self.phases = learner, stream, phases
         self.n_epochs, self.batch_size, self.log_every = n_epochs, batch_size, log_every
         self.splits, self.final_splits = splits, final_splits
@@ -65,7 +67,7 @@ class Loop:
 
     @property
     def total_steps(self) -> int:
-        sizes = [sum(len(self.stream.chosen(t, 0)) for t in tasks) for tasks in self.phases]
+        sizes = [sum(self.stream.training_size(t) for t in tasks) for tasks in self.phases]
         return sum(self.n_epochs * -(-size // self.batch_size) for size in sizes)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:

@@ -9,7 +9,7 @@ several formulas under one name; these are ours, and docs/metrics.md sets them b
     backward_transfer_and_interference (BTI)   mean over all T tasks of R[last, j] - R[l(j), j];  RA = LA + BTI
     backward_transfer                          sum_j (R[last, j] - R[l(j), j]) / (T - 1)             (GEM's divisor)
     forward_transfer                           sum_{j>=1} (R[l(j) - 1, j] - b[j]) / (T - 1)          (GEM)
-    forgetting                                 sum_{j<T-1} (max_{i<last} R[i, j] - R[last, j]) / (T - 1)   (Chaudhry 2018)
+    forgetting                                 sum_{j<T-1} (max_{i<last} R[i, j] - R[last, j]) / (T - 1)   (Chaudhry)
     average_anytime_accuracy                   mean over phases i of the mean of R[i, j] over the tasks learnt by then
 
 A quantity that needs a second task or an earlier phase is nan where there is none.
@@ -35,7 +35,9 @@ def metrics(matrix: np.ndarray, baseline: np.ndarray, learned_at: np.ndarray) ->
         "learning_accuracy": float(learnt.mean()),
         "backward_transfer_and_interference": float((final - learnt).mean()),
         "backward_transfer": float((final - learnt).sum() / others) if others else float("nan"),
-        "forward_transfer": float((matrix[learned_at[later] - 1, columns[later]] - baseline[later]).sum() / others) if sequential else float("nan"),
+        "forward_transfer": float((matrix[learned_at[later] - 1, columns[later]] - baseline[later]).sum() / others)
+        if sequential
+        else float("nan"),
         "forgetting": float((matrix[:-1, :-1].max(axis=0) - final[:-1]).mean()) if sequential else float("nan"),
         "average_anytime_accuracy": float(np.mean([matrix[i, learned_at <= i].mean() for i in range(phases)])),
     }

@@ -59,7 +59,7 @@ class Option:
         return words
 
     def parse(self, value):
-        """The typed, checked value of what a user wrote (a text, or a value from a TOML file); UserError if it is none."""
+        """The typed, checked value of what a user wrote (a text, or a value from a TOML file); else UserError."""
         try:
             typed = self._convert(value)
         except (ValueError, TypeError, OverflowError):
@@ -74,7 +74,11 @@ class Option:
             return True if text in YES else False if text in NO else None
         if self.kind is int:
             number = float(value)
-            return int(value if isinstance(value, str) and value.lstrip("+-").isdigit() else number) if number.is_integer() else None
+            return (
+                int(value if isinstance(value, str) and value.lstrip("+-").isdigit() else number)
+                if number.is_integer()
+                else None
+            )
         if self.kind is float:
             number = float(value)
             return number if math.isfinite(number) else None
@@ -93,4 +97,7 @@ class Option:
 def options_of(cls) -> dict[str, Option]:
     """name -> Option, for a dataclass whose fields were made with `option`."""
     hints = typing.get_type_hints(cls)
-    return {f.name: Option(name=f.name, kind=hints[f.name], default=f.default, **f.metadata) for f in dataclasses.fields(cls)}
+    return {
+        f.name: Option(name=f.name, kind=hints[f.name], default=f.default, **f.metadata)
+        for f in dataclasses.fields(cls)
+    }

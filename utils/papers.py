@@ -11,8 +11,9 @@ FOLDER = Path(__file__).parent.parent / "papers"
 class Row:
     """One experiment of a paper.
 
-    file: where it is written. settings: option name -> value. published: metric -> (mean, standard deviation), fractions.
-    variant: empty for the settings that apply when only --model and --dataset are given; else what sets the row apart.
+    file: where it is written. settings: option name -> value. published: metric -> (mean, standard deviation),
+    fractions. variant: empty for the settings that apply when only --model and --dataset are given; else what sets the
+    row apart.
     """
 
     file: str

@@ -21,7 +21,15 @@ def accuracy_matrix(matrix: np.ndarray, title: str) -> Figure:
     if tasks <= 20:
         for (i, j), value in np.ndenumerate(matrix):
             if np.isfinite(value):
-                axes.text(j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
+                axes.text(
+                    j,
+                    i,
+                    f"{100 * value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6,
+                    color="white" if value < 0.6 else "black",
+                )
     axes.set(xlabel="evaluated on task", ylabel="after learning task", title=title)
     return figure
 

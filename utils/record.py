@@ -1,15 +1,15 @@
 """What is left of a run: one folder for it, one in it for every seed, every file whole.
 
-    <log_dir>/<model>/<expt_name>-<time>/
-        summary.json                mean and standard deviation over seeds
-        accuracy_matrix.png, task_accuracy.png, alignment.png      means over seeds
-        <seed>/
-            training_parameters.json    options, where each comes from, versions, commit, device
-            results.json                final metrics, status, seconds, peak memory
-            accuracy_matrix.csv         row: after task i; column: accuracy on task j (fraction)
-            evaluations.csv, alignment.csv      the same at every evaluation; see docs/records.md
-            results.txt, results.pt     as the La-MAML and MER programs wrote them
-            accuracy_matrix.png, task_accuracy.png, alignment.png, TensorBoard events
+<log_dir>/<model>/<expt_name>-<time>/
+    summary.json                mean and standard deviation over seeds
+    accuracy_matrix.png, task_accuracy.png, alignment.png      means over seeds
+    <seed>/
+        training_parameters.json    options, where each comes from, versions, commit, device
+        results.json                final metrics, status, seconds, peak memory
+        accuracy_matrix.csv         row: after task i; column: accuracy on task j (fraction)
+        evaluations.csv, alignment.csv      the same at every evaluation; see docs/records.md
+        results.txt, results.pt     as the La-MAML and MER programs wrote them
+        accuracy_matrix.png, task_accuracy.png, alignment.png, TensorBoard events
 """
 
 import csv
@@ -95,10 +95,14 @@ class Record:
             self.folder = _new_folder(config)
             for seed in config.seeds:
                 self._seed_folder(seed).mkdir()
-                atomic.write_text(self._seed_folder(seed) / "training_parameters.json", _json({**self.parameters, "seed": seed}))
+                atomic.write_text(
+                    self._seed_folder(seed) / "training_parameters.json", _json({**self.parameters, "seed": seed})
+                )
             self._boards = [SummaryWriter(self._seed_folder(seed)) for seed in config.seeds]
         except OSError as error:
-            raise UserError(f"--log_dir {config.run.log_dir} cannot be written ({error}): give a writable folder.") from None
+            raise UserError(
+                f"--log_dir {config.run.log_dir} cannot be written ({error}): give a writable folder."
+            ) from None
 
     def _seed_folder(self, seed: int) -> Path:
         return self.folder / str(seed)
@@ -122,7 +126,9 @@ class Record:
                 for t, value in enumerate(accuracy[replica]):
                     board.add_scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
                 if learnt.any():
-                    board.add_scalar(f"accuracy_{split}/mean_of_learnt_tasks", accuracy[replica][learnt].mean(), evaluation.step)
+                    board.add_scalar(
+                        f"accuracy_{split}/mean_of_learnt_tasks", accuracy[replica][learnt].mean(), evaluation.step
+                    )
             for name, values in evaluation.statistics.items():
                 board.add_scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
         self._steps = []
@@ -139,7 +145,7 @@ class Record:
         self._write_summary(status, statuses, by_metric, outcome)
         matrices = np.stack([self.matrix(replica, self.split) for replica in range(len(self.config.seeds))])
         with np.errstate(all="ignore"):
-            self._draw(self.folder, _mean(matrices), _mean(self._curves(self.split)), self._mean_statistics())
+            self._draw(self.folder, _mean(matrices), _mean(self._curves(self.split)), self._statistics(torch.nanmean))
         diverged = {seed: at for seed, at in zip(self.config.seeds, outcome.diverged_at, strict=True) if at >= 0}
         return Result(self.folder, status, diverged, by_metric, matrices)
 
@@ -160,10 +166,10 @@ class Record:
         """[seeds, evaluations, tasks] fractions."""
         return torch.stack([e.accuracy[split] for e in self._evaluations_of(split)], dim=1).numpy()
 
-    def _mean_statistics(self) -> dict[str, list[float]]:
-        """Name -> mean over seeds at each evaluation."""
+    def _statistics(self, of_seeds) -> dict[str, list[float]]:
+        """Name -> of_seeds([seeds]) at each evaluation."""
         names = self.evaluations[0].statistics
-        return {name: [float(e.statistics[name].double().nanmean()) for e in self.evaluations] for name in names}
+        return {name: [float(of_seeds(e.statistics[name])) for e in self.evaluations] for name in names}
 
     # ------------------------------------------------------------ what is written
 
@@ -171,6 +177,7 @@ class Record:
         """One seed's files. Returns its metrics, empty unless it completed."""
         folder, status = self._seed_folder(seed), outcome.status(replica)
         found: dict[str, float] = {}
+        statistics = self._statistics(lambda values: values[replica])
         for split in self.evaluations[0].accuracy:
             matrix, curve = self.matrix(replica, split), self._curves(split)[replica]
             suffix = "" if split == self.split else f"_{split}"
@@ -180,14 +187,15 @@ class Record:
                 found |= {name + suffix: value for name, value in metrics(matrix, curve[0], self.learned_at).items()}
             if split == self.split:
                 self._write_legacy(folder, replica, matrix, curve, outcome)
-                statistics = {name: [float(e.statistics[name][replica]) for e in self.evaluations] for name in self.evaluations[0].statistics}
                 self._draw(folder, matrix, curve, statistics)
         if statistics:
             atomic.write_text(folder / "alignment.csv", self._statistics_csv(statistics))
         kept = {**found, "status": status}
         if status == "diverged":
             kept["diverged_at_step"] = outcome.diverged_at[replica]
-        atomic.write_text(folder / "results.json", _json({**kept, **_costs(outcome), "evaluated_on": self.split, "units": UNITS}))
+        atomic.write_text(
+            folder / "results.json", _json({**kept, **_costs(outcome), "evaluated_on": self.split, "units": UNITS})
+        )
         return found
 
     def _write_legacy(self, folder: Path, replica: int, matrix, curve, outcome: Outcome) -> None:
@@ -195,7 +203,9 @@ class Record:
         weights = {name: values[replica].cpu().clone() for name, values in outcome.weights.items()}
         with np.errstate(all="ignore"):
             atomic.write_text(folder / "results.txt", legacy.results_txt(matrix, curve[0], self.learned_at))
-            content = legacy.results_pt(labels, curve, weights, matrix, curve[0], self.learned_at, self.parameters["options"])
+            content = legacy.results_pt(
+                labels, curve, weights, matrix, curve[0], self.learned_at, self.parameters["options"]
+            )
         with atomic.whole_file(folder / "results.pt") as temporary:
             torch.save(content, temporary)
 
@@ -218,7 +228,9 @@ class Record:
         steps = [e.step for e in self._evaluations_of(self.split)]
         title = f"{self.config.algorithm.name} on {self.config.dataset.name}, seed {folder.name}"
         if folder == self.folder:
-            title = f"{self.config.algorithm.name} on {self.config.dataset.name}, mean of {len(self.config.seeds)} seeds"
+            title = (
+                f"{self.config.algorithm.name} on {self.config.dataset.name}, mean of {len(self.config.seeds)} seeds"
+            )
         plots.save(folder / "accuracy_matrix.png", plots.accuracy_matrix(matrix, title))
         plots.save(folder / "task_accuracy.png", plots.task_accuracy(steps, curve, title))
         if statistics:
@@ -230,15 +242,22 @@ class Record:
         return _csv([header, *rows])
 
     def _statistics_csv(self, statistics: dict[str, list[float]]) -> str:
-        rows = [[e.step, e.phase, *values] for e, values in zip(self.evaluations, zip(*statistics.values(), strict=True), strict=True)]
+        rows = [
+            [e.step, e.phase, *values]
+            for e, values in zip(self.evaluations, zip(*statistics.values(), strict=True), strict=True)
+        ]
         return _csv([["step", "phase", *statistics], *rows])
 
 
-UNITS = {"accuracies, metrics": "fraction", "seconds": "s, all seeds together", "peak_memory_bytes": "byte, all seeds together"}
+UNITS = {
+    "accuracies, metrics": "fraction",
+    "seconds": "s, all seeds together",
+    "peak_memory_bytes": "byte, all seeds together",
+}
 
 
 def spread(values: np.ndarray) -> dict:
-    """Mean and sample standard deviation (divisor n - 1) over the seeds that have a value, and the values themselves."""
+    """Mean and sample standard deviation (divisor n - 1) over the seeds that have a value, and the values."""
     known = values[~np.isnan(values)]
     return {
         "mean": float(known.mean()) if len(known) else None,
@@ -248,7 +267,9 @@ def spread(values: np.ndarray) -> dict:
 
 
 def _costs(outcome: Outcome) -> dict:
-    return {name: getattr(outcome, name) for name in ("steps", "train_seconds", "evaluation_seconds", "peak_memory_bytes")}
+    return {
+        name: getattr(outcome, name) for name in ("steps", "train_seconds", "evaluation_seconds", "peak_memory_bytes")
+    }
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -283,7 +304,9 @@ def _parameters(config: Config) -> dict:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "commit": _commit(),
         "machine": {
-            "device": torch.cuda.get_device_name(config.run.device) if config.run.device != "cpu" else platform.machine(),
+            "device": torch.cuda.get_device_name(config.run.device)
+            if config.run.device != "cpu"
+            else platform.machine(),
             "threads": torch.get_num_threads(),
         },
     }
@@ -294,7 +317,9 @@ def _commit() -> str | None:
     try:
         git = ["git", "-C", str(ROOT)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if changed else "")

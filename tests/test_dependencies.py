@@ -1,0 +1,30 @@
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_three_lists_of_dependencies_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = sorted(project["dependencies"])
+    lines = [line.strip().removeprefix("- ") for line in (ROOT / "environment.yml").read_text().splitlines()]
+    assert (
+        sorted(line for line in lines if line in wanted or line.split(">=")[0] in {w.split(">=")[0] for w in wanted})
+        == wanted
+    )
+    assert f"python{project['requires-python']}" in lines
+    pip = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert sorted(pip) == wanted
+
+
+def test_imports_run_one_way():
+    """model and dataloaders know nothing of each other, nor of what drives a run."""
+    leaves = {"errors", "options", "random_streams", "atomic"}
+    for folder, other in (("model", "dataloaders"), ("dataloaders", "model")):
+        for path in (ROOT / folder).glob("*.py"):
+            for line in path.read_text().splitlines():
+                words = line.split()
+                if words[:1] in (["from"], ["import"]):
+                    assert words[1].split(".")[0] != other, f"{path}: {line}"
+                    if words[1].startswith("utils"):
+                        assert words[1].split(".")[1] in leaves, f"{path}: {line}"

@@ -1,0 +1,39 @@
+"""The table that is printed at the end of a run."""
+
+import numpy as np
+
+from utils.config import Config
+from utils.record import Result
+
+LINES = (
+    ("retained accuracy", "retained_accuracy", ".4f"),
+    ("learning accuracy", "learning_accuracy", ".4f"),
+    ("backward transfer and interference", "backward_transfer_and_interference", "+.4f"),
+)
+
+
+def report(config: Config, result: Result) -> str:
+    """Metrics as mean ± standard deviation over seeds, the mean accuracy matrix, and where the records are."""
+    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
+    mode = ", as published" if config.as_published else ""
+    data = f"{config.run.evaluate_on} data"
+    lines = [f"{config.algorithm.name} on {config.dataset.name}{mode}, {seeds}, evaluated on {data}", ""]
+    for label, name, form in LINES:
+        values = result.metrics.get(name, np.array([]))
+        values = values[~np.isnan(values)]
+        spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
+        lines.append(f"  {label:36}" + (f"{values.mean():{form}}{spread}" if len(values) else "-"))
+    if result.matrices.shape[2] <= 20 and not np.isnan(result.matrices).any():
+        lines += ["", *_matrix(result.matrices.mean(axis=0))]
+    for seed, step in result.diverged.items():
+        lines += [
+            "",
+            f"  seed {seed} diverged at step {step}: its loss or outputs were no longer finite. Lower the rates.",
+        ]
+    return "\n".join([*lines, "", f"  records in {result.folder}"])
+
+
+def _matrix(mean: np.ndarray) -> list[str]:
+    header = "       " + "".join(f"{j:4d}" for j in range(mean.shape[1]))
+    rows = [f"  {i:4d} " + "".join(f"{100 * value:4.0f}" for value in row) for i, row in enumerate(mean)]
+    return ["  accuracy (%) after learning task (row) on task (column), mean over seeds", header, *rows]
