@@ -40,8 +40,8 @@ class Layout:
 
     def tensors(self, flat: Tensor) -> list[Tensor]:
         """flat: [replicas, parameters] -> views [replicas, *shape], in the order of `shapes`."""
-        parts = flat.split(self.sizes, dim=1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
+        parts = torch.split_with_sizes(flat, self.sizes, dim=1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """flat: [replicas, parameters] -> name -> view [replicas, *shape]."""
@@ -83,11 +83,11 @@ class MLP:
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         """weights: [replicas, parameters], x: [replicas, batch, ...] -> logits [replicas, batch, classes]."""
-        return self._activations(weights, x)[-1]
+        return self._activations(self.layout.tensors(weights), x)[-1]
 
-    def _activations(self, weights: Tensor, x: Tensor) -> list[Tensor]:
+    @staticmethod
+    def _activations(tensors: list[Tensor], x: Tensor) -> list[Tensor]:
         """The input and the output of every layer."""
-        tensors = self.layout.tensors(weights)
         values = [x.flatten(2)]
         for i in range(0, len(tensors), 2):
             weight, bias = tensors[i : i + 2]
@@ -101,7 +101,8 @@ class MLP:
         Back-propagation written out: 2 to 3 times cheaper than autograd at these sizes, which is what the
         single-example steps of the look-ahead cost. tests/test_gradients.py holds it to autograd.
         """
-        values = self._activations(weights, batch.x)
+        tensors = self.layout.tensors(weights)
+        values = self._activations(tensors, batch.x)
         log_p = values[-1].log_softmax(dim=2)
         target = batch.y[:, :, None]
         loss = -log_p.gather(2, target).mean(dim=(1, 2))
@@ -110,7 +111,7 @@ class MLP:
         delta.scatter_add_(2, target, delta.new_full((1, 1, 1), -1.0).expand_as(target))
         delta /= batch.size
         gradient = torch.empty_like(weights) if out is None else out
-        tensors, slots = self.layout.tensors(weights), self.layout.tensors(gradient)
+        slots = self.layout.tensors(gradient)
         for i in reversed(range(0, len(tensors), 2)):
             below = values[i // 2]
             if batch.size == 1:

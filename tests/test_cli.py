@@ -161,7 +161,7 @@ def test_informing_flags_print_and_stop(flag, capsys):
     if flag != "--show_config":
         assert all(name in printed for name in ALGORITHMS) and "mnist_manypermutations" in printed
     else:
-        assert "papers/digits.toml" in printed and "default" in printed
+        assert "papers/own.toml" in printed and "default" in printed
 
 
 def test_help_names_every_flag_under_its_algorithms(capsys):

@@ -56,7 +56,7 @@ def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("names", "said"),
-    [(["lamamml"], "lamaml"), (["lamaml", "mnist"], "mnist_rotations"), (["iid", "mnist_rotations"], "no row")],
+    [(["lamamml"], "lamaml"), (["lamaml", "mnist"], "mnist_rotations"), (["nosuch"], "choose one of")],
 )
 def test_mistakes_are_named(names, said):
     with pytest.raises(experiments.UserError, match=said):
