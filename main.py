@@ -13,13 +13,17 @@ from utils.report import report
 def main(argv: list[str] | None = None) -> Result:
     """Runs what the command line asks for and returns its result.
 
-    Raises SystemExit: 0 after --help, --list or --show_config; 2 for what cannot work, with one sentence on stderr.
+    Raises SystemExit: 0 after --help, --list or --show_config; 2 for what cannot work, with one sentence on stderr;
+    130 if interrupted before the first evaluation (after it, the result says so).
     """
     try:
         config = configure(sys.argv[1:] if argv is None else argv)
         for note in config.notes:
             print(f"note: {note}", file=sys.stderr)
         result = run(config)
+    except KeyboardInterrupt:
+        print("main.py: interrupted before there was anything to record.", file=sys.stderr)
+        raise SystemExit(130) from None
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from model.batch import Batch
-from model.gradients import clip_by_norm, loss_and_gradient
+from model.gradients import clip_by_norm_, loss_and_gradient
 from model.learner import Learner
 from model.memory import ReplayOptions, Reservoir
 from utils.options import option
@@ -47,7 +47,7 @@ class ER(Learner):
             if self.alignment and glance == 0:
                 self.alignment.add(self.network, self.weights, batch, replayed)
             loss, gradient = loss_and_gradient(self.network, self.weights, batch + replayed)
-            self.weights = self.weights - o.lr * clip_by_norm(gradient, o.grad_clip_norm)
+            self.weights.sub_(clip_by_norm_(gradient, o.grad_clip_norm), alpha=o.lr)
         if self.epoch == 0 or o.remember == "every_epoch":
             self.memory.add(batch)
         return loss

@@ -28,12 +28,11 @@ def differentiable_gradient(network, weights: Tensor, batch: Batch) -> Tensor:
     return torch.autograd.grad(loss.sum(), weights, create_graph=True)[0]
 
 
-def clip_by_norm(gradient: Tensor, limit: float) -> Tensor:
-    """Scales each replica's gradient down to an L2 norm of at most `limit`, over all its weights; 0 leaves it as it is.
+def clip_by_norm_(gradient: Tensor, limit: float) -> Tensor:
+    """Scales each replica's gradient down, in place, to an L2 norm of at most `limit`; 0 leaves it as it is.
 
-    gradient: [replicas, parameters]. A replica never sees another's norm.
+    gradient: [replicas, parameters]; the norm is over all weights of a replica, which never sees another's.
     """
-    if limit == 0:
-        return gradient
-    norm = gradient.norm(dim=1, keepdim=True)
-    return gradient * (limit / norm.clamp(min=limit))
+    if limit:
+        gradient *= limit / gradient.norm(dim=1, keepdim=True).clamp(min=limit)
+    return gradient

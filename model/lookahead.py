@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
-from model.gradients import clip_by_norm, differentiable_gradient, loss_and_gradient
+from model.gradients import clip_by_norm_, differentiable_gradient, loss_and_gradient
 from model.learner import Learner
 from model.memory import ReplayOptions, Reservoir
 from model.networks import cross_entropy
@@ -156,9 +156,12 @@ class LookaheadMAML(Learner):
                 inner_rates=o.inner_rates,
             )
             if o.learn_lr:
-                self.rates = self.rates - o.opt_lr * clip_by_norm(grad_rates, o.grad_clip_norm)
-            step = o.opt_wt if o.sync_update else self.rates.relu()
-            self.weights = self.weights - step * clip_by_norm(grad_weights, o.grad_clip_norm)
+                self.rates.sub_(clip_by_norm_(grad_rates, o.grad_clip_norm), alpha=o.opt_lr)
+            clip_by_norm_(grad_weights, o.grad_clip_norm)
+            if o.sync_update:
+                self.weights.sub_(grad_weights, alpha=o.opt_wt)
+            else:
+                self.weights.addcmul_(self.rates.relu(), grad_weights, value=-1)
             if glance == 0 and self.epoch == 0:
                 self.memory.add(batch)
         return loss

@@ -24,5 +24,5 @@ class Online(Learner):
 
     def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
         loss, gradient = loss_and_gradient(self.network, self.weights, Batch.of(x, y, t))
-        self.weights = self.weights - self.options.lr * gradient
+        self.weights.sub_(gradient, alpha=self.options.lr)
         return loss

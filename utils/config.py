@@ -6,8 +6,10 @@ row for the algorithm and the stream; else from the registry's presets or the op
 
 import argparse
 import dataclasses
+import os
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 
@@ -40,7 +42,9 @@ class RunOptions:
     log_dir: str = option("logs", "folder that records are written to", flags=("save_path",))
     data_path: str = option("data", "folder that get_data.py fills")
     device: str = option("cpu", "cpu, cuda, or cuda:N")
-    threads: int = option(0, "CPU threads; 0: all cores", low=0)
+    threads: int = option(
+        1, "CPU threads; with networks this small more of them only wait for each other; 0: all cores", low=0
+    )
 
 
 DESCRIPTION = (
@@ -123,17 +127,23 @@ def configure(argv: list[str]) -> Config:
     """
     given = _parse(argv)
     if "help" in given:
-        print(help_text())
-        raise SystemExit(0)
+        _show(help_text())
     if "list" in given:
-        print(list_text())
-        raise SystemExit(0)
+        _show(list_text())
     show = given.pop("show_config", None)
     config = resolve(given)
     if show is not None:
-        print(config_text(config))
-        raise SystemExit(0)
+        _show(config_text(config))
     return config
+
+
+def _show(text: str) -> NoReturn:
+    """Prints and stops; a reader who closes the pipe early, such as head, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
 
 
 # ---------------------------------------------------------------- the command line
@@ -320,9 +330,9 @@ def _check(config: Config) -> None:
 
 def _flag_line(o: Option, default) -> str:
     spelling = " ".join(f"--{flag}" for flag in (o.name, *o.flags))
-    kind = "" if o.kind is bool else " " + ("|".join(o.choices) if o.choices else o.kind.__name__.upper())
-    shown = ("on" if default else "off") if isinstance(default, bool) else default
-    return f"  {spelling}{kind}\n      {o.help} (default {shown})"
+    kind = "|".join(o.choices) if o.choices else "[yes|no]" if o.kind is bool else o.kind.__name__.upper()
+    shown = ("yes" if default else "no") if isinstance(default, bool) else default
+    return f"  {spelling} {kind}\n      {o.help} (default {shown})"
 
 
 def help_text() -> str:

@@ -1,7 +1,9 @@
 """Pictures of a run. Functions of plain arrays, so that they can be drawn again from a record."""
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from utils import atomic
 
@@ -31,6 +33,8 @@ def accuracy_matrix(matrix: np.ndarray, title: str) -> Figure:
                     color="white" if value < 0.6 else "black",
                 )
     axes.set(xlabel="evaluated on task", ylabel="after learning task", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=20))
     return figure
 
 
@@ -42,7 +46,7 @@ def task_accuracy(steps: list[int], curve: np.ndarray, title: str) -> Figure:
     colours = _colours(tasks)
     for t in range(tasks):
         axes.plot(steps, curve[:, t], color=colours[t], linewidth=1, label=f"task {t}")
-    axes.plot(steps, curve.mean(axis=1), color="black", linewidth=2, label="mean")
+    axes.plot(steps, curve.mean(axis=1), color="black", linewidth=2, label="all tasks")
     if tasks <= 20:
         axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="batches observed", ylabel="accuracy", ylim=(0, 1), title=title)
@@ -73,6 +77,4 @@ def alignment(steps: list[int], statistics: dict[str, list[float]], title: str) 
 
 
 def _colours(n: int):
-    import matplotlib
-
     return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, n))
