@@ -19,6 +19,7 @@ class PublishedTasks(Stream):
     def __init__(self, name: str, options: StreamOptions, path: Path):
         super().__init__(name, options)
         self.device = torch.device("cpu")
+        self.origin = f"read from {path}"
         train, test = _read(path)
         self.tasks = {"train": train[: options.n_tasks], "test": test[: options.n_tasks]}
         self.task_names = [str(task[0]) for task in self.tasks["train"]]

@@ -44,12 +44,14 @@ class Stream(abc.ABC):
     Raw examples are uint8 or float tensors; `to_float` makes them the network's input.
 
     Attributes:
-        name: as in the registry. scenario: "domain": all tasks share the same classes, and the task need not be known.
+        name: as in the registry. origin: where the data come from, for the record.
+        scenario: "domain": all tasks share the same classes, and the task need not be known.
         input_shape: of one example. n_classes: outputs the network needs. task_names: one per task, for people.
         scale: raw uint8 values are divided by it.
     """
 
     name: str
+    origin = "computed from the image set"
     scenario = "domain"
     input_shape: tuple[int, ...]
     n_classes: int

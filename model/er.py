@@ -37,7 +37,7 @@ class ER(Learner):
 
     def __init__(self, network, options: EROptions, seeds, **where):
         super().__init__(network, options, seeds, **where)
-        self.memory = Reservoir(options.memories, self.random["replay"], options.reservoir, options.replacement)
+        self.memory = Reservoir(options.memories, self.random, options.reservoir, options.replacement)
 
     def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
         o = self.options

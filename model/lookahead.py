@@ -22,7 +22,7 @@ from utils.options import option
 class LookaheadOptions(ReplayOptions):
     learn_lr: bool = option(True, "learn the per-parameter rates alpha")
     sync_update: bool = option(False, "step the weights with the fixed rate --opt_wt instead of the rates alpha")
-    alpha_init: float = option(0.1, "initial value of every per-parameter rate alpha", low=0)
+    alpha_init: float = option(0.1, "initial value of every per-parameter rate alpha", above=0)
     opt_lr: float = option(0.1, "learning rate of the rates alpha", low=0)
     opt_wt: float = option(0.1, "learning rate of the weights when updates are synchronous", low=0)
     glances: int = option(5, "meta-updates per incoming batch", low=1)
@@ -128,7 +128,7 @@ class LookaheadMAML(Learner):
     def __init__(self, network, options: LookaheadOptions, seeds, **where):
         super().__init__(network, options, seeds, **where)
         self.rates = torch.full_like(self.weights, options.alpha_init)
-        self.memory = Reservoir(options.memories, self.random["replay"], options.reservoir, options.replacement)
+        self.memory = Reservoir(options.memories, self.random, options.reservoir, options.replacement)
 
     def begin_task(self, t: int) -> None:
         if self.options.use_old_task_memory and t > 0 and self.options.snapshot == "copy":
@@ -176,5 +176,5 @@ class LookaheadMAML(Learner):
         if self.alignment and self.options.learn_lr:
             for name, rates in self.network.layout.named(self.rates).items():
                 figures[f"rate_mean/{name}"] = rates.flatten(1).mean(dim=1)
-                figures[f"rate_std/{name}"] = rates.flatten(1).std(dim=1)
+                figures[f"rate_std/{name}"] = rates.flatten(1).std(dim=1, correction=0)
         return figures

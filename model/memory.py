@@ -9,6 +9,7 @@ import torch
 from model.batch import Batch
 from utils.errors import UserError
 from utils.options import option
+from utils.random_streams import RandomStreams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +42,15 @@ class Reservoir:
 
     Args:
         capacity: examples per replica.
-        rngs: one NumPy generator per replica.
+        random: the learner's streams; "reservoir" decides what is kept, "replay" what is drawn, so that drawing more
+            or less never changes what is kept.
         rule, replacement: see ReplayOptions.
 
     Storage is taken from the first batch added: x [replicas, capacity, *input shape], y and t [replicas, capacity].
     """
 
-    def __init__(self, capacity: int, rngs, rule: str = "uniform", replacement: bool = False):
-        self.capacity, self.rngs, self.rule, self.replacement = capacity, rngs, rule, replacement
+    def __init__(self, capacity: int, random: RandomStreams, rule: str = "uniform", replacement: bool = False):
+        self.capacity, self.random, self.rule, self.replacement = capacity, random, rule, replacement
         self.seen = 0
         self.stored: Batch | None = None
         self.frozen: Batch | None = None
@@ -66,7 +68,7 @@ class Reservoir:
         numbers = self.seen + np.arange(batch.size)
         choices = numbers + (2 if self.rule == "inclusive" else 1)
         writes = []
-        for replica, rng in enumerate(self.rngs):
+        for replica, rng in enumerate(self.random["reservoir"]):
             drawn = rng.integers(0, choices)
             slots = np.where(numbers < self.capacity, numbers, drawn)
             last_writer = {slot: example for example, slot in enumerate(slots.tolist()) if slot < self.capacity}
@@ -85,9 +87,9 @@ class Reservoir:
         if not n:
             return None
         if self.replacement:
-            drawn = [rng.integers(0, size, n) for rng in self.rngs]
+            drawn = [rng.integers(0, size, n) for rng in self.random["replay"]]
         else:
-            drawn = [rng.choice(size, n, replace=False, shuffle=False) for rng in self.rngs]
+            drawn = [rng.choice(size, n, replace=False, shuffle=False) for rng in self.random["replay"]]
         return held.take(torch.from_numpy(np.stack(drawn)).to(held.y.device))
 
     def freeze(self) -> None:
@@ -102,14 +104,12 @@ class Reservoir:
         return {"seen": self.seen, "stored": _plain(self.stored), "frozen": _plain(self.frozen)}
 
     def load_state_dict(self, state: dict) -> None:
-        stored = state["stored"]
-        if stored is not None and stored[1].shape[1] != self.capacity:
-            raise ValueError(
-                f"the saved memory has room for {stored[1].shape[1]} examples, this one expected {self.capacity}"
-            )
+        stored, expected = state["stored"], (len(self.random.seeds), self.capacity)
+        if stored is not None and tuple(stored[1].shape) != expected:
+            raise ValueError(f"the saved memory is {tuple(stored[1].shape)} (replicas, examples), expected {expected}")
         self.seen = state["seen"]
         self.stored, self.frozen = (
-            None if part is None else Batch(*(p.clone() for p in part)) for part in (stored, state["frozen"])
+            None if part is None else Batch(*(values.clone() for values in part)) for part in (stored, state["frozen"])
         )
 
 

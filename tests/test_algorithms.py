@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.memory import Reservoir
 from model.networks import MLP
 from model.registry import ALGORITHMS
 
@@ -26,6 +27,26 @@ ROWS = {
     },
     "lamaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.1, "opt_lr": 0.2},
 }
+
+#: name -> changes of single options, each of which must change what is learnt.
+EFFECTS = {
+    "online": [{"lr": 0.2}],
+    "iid": [{"lr": 0.2}],
+    "er": [
+        {"lr": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"reservoir": "inclusive"}, {"replacement": True},
+        {"glances": 1}, {"grad_clip_norm": 0.1}, {"lr": 0.3, "grad_clip_norm": 0.0}, {"remember": "every_epoch"},
+    ],
+    "cmaml": [{"opt_wt": 0.05}, {"alpha_init": 0.1}, {"use_old_task_memory": False}, {"snapshot": "live"}],
+    "sync": [
+        {"opt_wt": 0.05}, {"opt_lr": 0.5}, {"second_order": False}, {"inner_steps": 0}, {"sync_update": False},
+    ],
+    "lamaml": [
+        {"opt_lr": 0.1}, {"alpha_init": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"reservoir": "inclusive"},
+        {"replacement": True}, {"glances": 1}, {"inner_steps": 2}, {"second_order": True}, {"meta_loss": "last"},
+        {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False}, {"use_old_task_memory": True},
+        {"learn_lr": False}, {"sync_update": True}, {"opt_lr": 5.0, "inner_rates": "raw"},
+    ],
+}  # fmt: skip
 
 EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -48,20 +69,59 @@ def stream(seeds, tasks=2, batches=6, batch=4):
             yield centres[y] + noise, t, (y if t == 0 else (2 - y))
 
 
-def learn(learner, tasks=2, **size):
-    seen = -1
+def learn(learner, tasks=2, epochs=1, **size):
     losses = []
-    for x, t, y in stream(learner.seeds, tasks, **size):
-        if t != seen:
-            learner.begin_task(t)
-            learner.begin_epoch(0)
-            seen = t
-        losses.append(learner.observe(x, t, y))
+    for t in range(tasks):
+        learner.begin_task(t)
+        for epoch in range(epochs):
+            learner.begin_epoch(epoch)
+            losses += [learner.observe(x, t, y) for x, of, y in stream(learner.seeds, tasks, **size) if of == t]
+        learner.end_task(t)
     return torch.stack(losses)
 
 
-def test_every_algorithm_has_a_row():
-    assert set(ROWS) == set(ALGORITHMS)
+def test_every_algorithm_has_its_rows():
+    assert set(ROWS) == set(EFFECTS) == set(ALGORITHMS)
+
+
+def changes(name):
+    return [pytest.param(name, change, id=f"{name}-{change}") for change in EFFECTS[name]]
+
+
+@pytest.mark.parametrize(("name", "change"), [case for name in EFFECTS for case in changes(name)])
+def test_every_option_has_an_effect(name, change):
+    *setting, _ = change.items()  # what comes before the last is set on both sides
+    plain, changed = build(name, **dict(setting)), build(name, **change)
+    learn(plain, epochs=2), learn(changed, epochs=2)
+    assert not torch.equal(plain.weights, changed.weights)
+    assert changed.weights.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["lamaml", "sync", "cmaml"])
+def test_old_task_memory_replays_only_older_tasks_and_live_undoes_that(name, monkeypatch):
+    """tasks -> tasks replayed: the first from the live memory, later ones from what was held when they began."""
+    replayed = set()
+    sample = Reservoir.sample
+
+    def spy(memory, n):
+        drawn = sample(memory, n)
+        if drawn is not None:
+            replayed.update((learning, task) for task in drawn.t.unique().tolist())
+        return drawn
+
+    monkeypatch.setattr(Reservoir, "sample", spy)
+    for options, expected in (
+        ({"use_old_task_memory": True}, {(0, 0), (1, 0), (2, 0), (2, 1)}),
+        ({"use_old_task_memory": True, "snapshot": "live"}, {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)}),
+        ({"use_old_task_memory": False}, {(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)}),
+    ):
+        replayed.clear()
+        learner = build(name, **options)
+        for learning in range(3):
+            learner.begin_task(learning)
+            for x, _, y in stream(learner.seeds, tasks=1):
+                learner.observe(x, learning, y)
+        assert replayed == expected, options
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -142,6 +142,24 @@ def test_sources_of_values_and_who_wins():
     assert (config.learner.reservoir, config.sources["reservoir"]) == ("uniform", "command line")
 
 
+@pytest.mark.parametrize("name", ["lamaml", "sync", "cmaml", "er"])
+def test_as_published_undoes_our_corrections(name):
+    ours, published = (configure(f"--model {name}{mode}".split()).learner for mode in ("", " --as_published"))
+    assert (ours.reservoir, ours.replacement) == ("uniform", False)
+    assert (published.reservoir, published.replacement) == ("inclusive", True)
+    if name == "er":
+        assert (ours.remember, published.remember) == ("first_epoch", "every_epoch")
+    else:
+        assert (ours.inner_clip, ours.snapshot, published.inner_clip, published.snapshot) == (
+            True,
+            "copy",
+            False,
+            "live",
+        )
+        assert ours.meta_loss == published.meta_loss == "all"
+        assert ours.inner_rates == published.inner_rates == "relu"
+
+
 def test_older_names_and_spellings():
     assert configure(["--model", "iid2"]).algorithm.name == "iid"
     assert configure(["--xav_init"]).network.init == "xavier_normal"

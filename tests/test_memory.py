@@ -5,6 +5,7 @@ from scipy import stats
 
 from model.batch import Batch
 from model.memory import Reservoir
+from utils.random_streams import RandomStreams
 
 
 def numbered(start, n, replicas=1):
@@ -14,7 +15,7 @@ def numbered(start, n, replicas=1):
 
 
 def filled(capacity, total, seed, batch=10, **options):
-    memory = Reservoir(capacity, [np.random.default_rng(seed)], **options)
+    memory = Reservoir(capacity, RandomStreams([seed]), **options)
     for start in range(0, total, batch):
         memory.add(numbered(start, min(batch, total - start)))
     return memory
@@ -47,7 +48,7 @@ def test_contents_are_examples_that_were_added_whole():
 
 
 def test_replicas_fill_as_they_would_alone():
-    packed = Reservoir(8, [np.random.default_rng(seed) for seed in (3, 4)])
+    packed = Reservoir(8, RandomStreams([3, 4]))
     for start in range(0, 60, 6):
         packed.add(numbered(start, 6, replicas=2))
     for replica, seed in enumerate((3, 4)):
@@ -70,10 +71,19 @@ def test_with_replacement_an_example_can_come_twice():
 
 
 def test_no_more_is_drawn_than_is_held_and_nothing_from_an_empty_memory():
-    memory = Reservoir(10, [np.random.default_rng(0)])
+    memory = Reservoir(10, RandomStreams([0]))
     assert memory.sample(5) is None and len(memory) == 0
     memory.add(numbered(0, 4))
     assert memory.sample(10).size == 4 and memory.sample(0) is None
+
+
+def test_drawing_more_does_not_change_what_is_kept():
+    eager, idle = (Reservoir(8, RandomStreams([0])) for _ in range(2))
+    for start in range(0, 60, 6):
+        eager.sample(4)
+        for memory in (eager, idle):
+            memory.add(numbered(start, 6))
+    assert torch.equal(eager.stored.y, idle.stored.y)
 
 
 def test_a_frozen_memory_draws_from_what_was_held_then():
@@ -87,6 +97,6 @@ def test_a_frozen_memory_draws_from_what_was_held_then():
 
 
 def test_a_memory_of_none_stays_empty():
-    memory = Reservoir(0, [np.random.default_rng(0)])
+    memory = Reservoir(0, RandomStreams([0]))
     memory.add(numbered(0, 4))
     assert memory.sample(3) is None

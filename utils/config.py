@@ -264,7 +264,7 @@ def _seeds(given: dict) -> tuple[int, ...]:
     one, several = given.pop("seed", None), given.pop("seeds", None)
     if one is not None and several is not None:
         raise UserError(f"--seed {one} and --seeds {' '.join(several)} exclude each other: give one of them.")
-    checker = Option("seeds" if several else "seed", int, 0, "", (), 0, 2**63 - 1, None)
+    checker = Option("seeds" if several else "seed", int, 0, low=0)
     seeds = tuple(checker.parse(text) for text in several or [one if one is not None else "0"])
     if one is None and several is None:
         return (0, 1, 2, 3, 4)
@@ -274,13 +274,13 @@ def _seeds(given: dict) -> tuple[int, ...]:
 
 
 def _yes(given: dict, name: str) -> bool:
-    return Option(name, bool, False, "", (), None, None, None).parse(given.pop(name, "no"))
+    return Option(name, bool, False).parse(given.pop(name, "no"))
 
 
 def _device(given: dict, notes: list[str]) -> None:
     cuda = given.pop("cuda", None)
     if cuda is not None and "device" not in given:
-        wanted = Option("cuda", bool, False, "", (), None, None, None).parse(cuda)
+        wanted = Option("cuda", bool, False).parse(cuda)
         if wanted and not torch.cuda.is_available():
             notes.append("--cuda was asked for, but this machine offers no CUDA device: running on the CPU.")
         given["device"] = "cuda" if wanted and torch.cuda.is_available() else "cpu"

@@ -26,7 +26,7 @@ def run(config: Config) -> Result:
     learner = config.algorithm.learner(network, config.learner, config.seeds, device=device)
     if config.run.log_alignment:
         learner.watch_alignment()
-    record = Record(config, learned_at, len(phases))
+    record = Record(config, stream.origin, learned_at, len(phases))
 
     splits = (config.run.evaluate_on,)
     extra = ("test",) if config.run.calc_test_accuracy and splits != ("test",) else ()

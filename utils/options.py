@@ -34,11 +34,11 @@ class Option:
     name: str
     kind: typing.Any
     default: typing.Any
-    help: str
-    flags: tuple
-    low: float | None
-    high: float | None
-    above: float | None
+    help: str = ""
+    flags: tuple = ()
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
 
     @property
     def choices(self) -> tuple | None:

@@ -39,6 +39,7 @@ class RandomStreams:
         return {name: [rng.bit_generator.state for rng in rngs] for name, rngs in self._streams.items()}
 
     def load_state_dict(self, state: dict) -> None:
+        self._streams.clear()
         for name, states in state.items():
             for rng, saved in zip(self[name], states, strict=True):
                 rng.bit_generator.state = saved

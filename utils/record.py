@@ -79,18 +79,18 @@ class Record:
     """Collects what the loop reports and writes it down.
 
     Args:
-        config: the run's.
+        config: the run's. origin: where the data come from.
         learned_at: [tasks], the phase in which each task is learnt. n_phases: their number.
 
     Raises UserError if the folder cannot be written, before anything is trained.
     """
 
-    def __init__(self, config: Config, learned_at: np.ndarray, n_phases: int):
+    def __init__(self, config: Config, origin: str, learned_at: np.ndarray, n_phases: int):
         self.config, self.learned_at, self.n_phases = config, learned_at, n_phases
         self.split = config.run.evaluate_on
         self.evaluations: list[Evaluation] = []
         self._steps: list[Step] = []
-        self.parameters = _parameters(config)
+        self.parameters = {**_parameters(config), "data": origin}
         try:
             self.folder = _new_folder(config)
             for seed in config.seeds:
