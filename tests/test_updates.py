@@ -1,0 +1,185 @@
+"""Whole updates of every learner against a second derivation: one replica at a time, plain autograd, float64.
+
+What the learner draws (orders, replayed examples) is recorded and given to the naive version; everything else (inner
+steps, meta-set, relu, clipping, which rates step the weights, when examples are remembered) is derived anew here.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.er import ER, EROptions
+from model.lookahead import LookaheadMAML, LookaheadOptions
+from model.memory import Reservoir
+from model.networks import MLP
+from model.online import Online, OnlineOptions
+
+SEEDS = (0, 1)
+NETWORK = MLP(4, [5], 3)
+
+
+def batches(n=3, size=4):
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        x = torch.from_numpy(rng.normal(0, 2, (len(SEEDS), size, 4)))
+        yield x, torch.from_numpy(rng.integers(0, 3, (len(SEEDS), size)))
+
+
+def tensors(flat, replica):
+    """The layers' tensors of one replica, as separate float64 tensors."""
+    return [tensor[replica].clone() for tensor in NETWORK.layout.tensors(flat)]
+
+
+def loss_of(weights, x, y):
+    w1, b1, w2, b2 = weights
+    return F.cross_entropy(F.linear(F.relu(F.linear(x, w1, b1)), w2, b2), y)
+
+
+def clipped(gradients, limit):
+    norm = torch.sqrt(sum((g**2).sum() for g in gradients))
+    return [g * min(1.0, limit / float(norm)) if limit else g for g in gradients]
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the learner asked of its memory, in order: ("sample", batch or None) and ("add", batch)."""
+    seen = []
+    sample, add = Reservoir.sample, Reservoir.add
+
+    def spy_sample(memory, n):
+        seen.append(("sample", drawn := sample(memory, n)))
+        return drawn
+
+    def spy_add(memory, batch):
+        seen.append(("add", batch))
+        add(memory, batch)
+
+    monkeypatch.setattr(Reservoir, "sample", spy_sample)
+    monkeypatch.setattr(Reservoir, "add", spy_add)
+    return seen
+
+
+def taken(events, kind):
+    found = [batch for name, batch in events if name == kind]
+    events.clear()
+    return found
+
+
+def together(drawn, replica, x, y):
+    """The replayed examples, if any, and the incoming ones."""
+    if drawn is None:
+        return x, y
+    return torch.cat([drawn.x[replica], x]), torch.cat([drawn.y[replica], y])
+
+
+def naive_glance(theta, alpha, x, y, meta_x, meta_y, o):
+    """One meta-update of one replica. Returns the new weights and rates."""
+    theta = [w.requires_grad_() for w in theta]
+    alpha = [a.requires_grad_() for a in alpha]
+    fast, losses = theta, []
+    for part in np.array_split(np.arange(len(y)), o.inner_steps or len(y)):
+        gradients = torch.autograd.grad(loss_of(fast, x[part], y[part]), fast, create_graph=o.second_order)
+        if o.inner_clip and o.grad_clip_norm:
+            gradients = [g.clamp(-o.grad_clip_norm, o.grad_clip_norm) for g in gradients]
+        steps = [F.relu(a) if o.inner_rates == "relu" else a for a in alpha]
+        fast = [w - s * g for w, s, g in zip(fast, steps, gradients, strict=True)]
+        losses.append(loss_of(fast, meta_x, meta_y))
+    meta = losses[-1] if o.meta_loss == "last" else sum(losses) / len(losses)
+    found = torch.autograd.grad(meta, theta + alpha)
+    by_theta = clipped(found[: len(theta)], o.grad_clip_norm)
+    by_alpha = clipped(found[len(theta) :], o.grad_clip_norm)
+    with torch.no_grad():
+        if o.learn_lr:
+            alpha = [a - o.opt_lr * g for a, g in zip(alpha, by_alpha, strict=True)]
+        rates = [o.opt_wt] * len(alpha) if o.sync_update else [F.relu(a) for a in alpha]
+        theta = [w - r * g for w, r, g in zip(theta, rates, by_theta, strict=True)]
+    return [w.detach() for w in theta], [a.detach() for a in alpha]
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("meta_loss", ["all", "last"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learn_lr": True, "sync_update": False},
+        {"learn_lr": True, "sync_update": True},
+        {"learn_lr": False, "sync_update": True},
+        {"learn_lr": True, "sync_update": False, "inner_rates": "raw", "inner_steps": 2, "inner_clip": False},
+        {"learn_lr": True, "sync_update": False, "grad_clip_norm": 0.0},
+    ],
+)
+def test_look_ahead_updates(change, second_order, meta_loss, events, monkeypatch):
+    options = {"grad_clip_norm": 0.3, "opt_lr": 0.2, "opt_wt": 0.15, "glances": 2, "replay_batch_size": 3, **change}
+    o = LookaheadOptions(second_order=second_order, meta_loss=meta_loss, **options)
+    learner = LookaheadMAML(NETWORK, o, SEEDS, dtype=torch.float64)
+    torch.manual_seed(0)
+    learner.rates = torch.randn_like(learner.rates) * 0.2  # a good part of them negative
+    orders = []
+    draw = LookaheadMAML._orders
+    monkeypatch.setattr(LookaheadMAML, "_orders", lambda self, batch: orders.append(draw(self, batch)) or orders[-1])
+    theta = [tensors(learner.weights, r) for r in range(len(SEEDS))]
+    alpha = [tensors(learner.rates, r) for r in range(len(SEEDS))]
+    for x, y in batches():
+        learner.observe(x, 0, y)
+        assert [name for name, _ in events] == ["sample", "add", "sample"]
+        replayed = taken(events, "sample")
+        assert not torch.equal(orders[-1], orders[-2])
+        for r in range(len(SEEDS)):
+            for drawn, order in zip(replayed, orders[-2:], strict=True):
+                glance_x, glance_y = x[r][order[r]], y[r][order[r]]
+                meta_x, meta_y = together(drawn, r, glance_x, glance_y)
+                theta[r], alpha[r] = naive_glance(theta[r], alpha[r], glance_x, glance_y, meta_x, meta_y, o)
+    for r in range(len(SEEDS)):
+        torch.testing.assert_close(tensors(learner.weights, r), theta[r])
+        torch.testing.assert_close(tensors(learner.rates, r), alpha[r])
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.3])
+def test_replay_updates(limit, events):
+    o = EROptions(lr=0.2, glances=2, replay_batch_size=3, grad_clip_norm=limit)
+    learner = ER(NETWORK, o, SEEDS, dtype=torch.float64)
+    theta = [tensors(learner.weights, r) for r in range(len(SEEDS))]
+    for x, y in batches():
+        learner.observe(x, 0, y)
+        assert [name for name, _ in events] == ["sample", "sample", "add"]
+        for drawn in taken(events, "sample"):
+            for r in range(len(SEEDS)):
+                weights = [w.requires_grad_() for w in theta[r]]
+                gradients = torch.autograd.grad(loss_of(weights, *together(drawn, r, x[r], y[r])), weights)
+                steps = zip(weights, clipped(gradients, limit), strict=True)
+                theta[r] = [(w - 0.2 * g).detach() for w, g in steps]
+    for r in range(len(SEEDS)):
+        torch.testing.assert_close(tensors(learner.weights, r), theta[r])
+
+
+def test_online_updates():
+    learner = Online(NETWORK, OnlineOptions(lr=0.2), SEEDS, dtype=torch.float64)
+    theta = [tensors(learner.weights, r) for r in range(len(SEEDS))]
+    for x, y in batches():
+        learner.observe(x, 0, y)
+        for r in range(len(SEEDS)):
+            weights = [w.requires_grad_() for w in theta[r]]
+            gradients = torch.autograd.grad(loss_of(weights, x[r], y[r]), weights)
+            theta[r] = [(w - 0.2 * g).detach() for w, g in zip(weights, gradients, strict=True)]
+    for r in range(len(SEEDS)):
+        torch.testing.assert_close(tensors(learner.weights, r), theta[r])
+
+
+@pytest.mark.parametrize(
+    ("learner", "expected"),
+    [
+        (LookaheadMAML(NETWORK, LookaheadOptions(glances=2), SEEDS), [1, 0]),
+        (ER(NETWORK, EROptions(glances=2), SEEDS), [1, 0]),
+        (ER(NETWORK, EROptions(glances=2, remember="every_epoch"), SEEDS), [1, 1]),
+    ],
+)
+def test_examples_are_offered_to_the_memory_once(learner, expected, events):
+    x, y = next(batches())
+    for epoch, times in enumerate(expected):
+        learner.begin_epoch(epoch)
+        learner.observe(x.float(), 0, y)
+        added = taken(events, "add")
+        assert len(added) == times
+        for batch in added:
+            assert torch.equal(batch.y.sort().values, y.sort().values)
