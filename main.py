@@ -21,12 +21,9 @@ def main(argv: list[str] | None = None) -> Result:
         for note in config.notes:
             print(f"note: {note}", file=sys.stderr)
         result = run(config)
-    except KeyboardInterrupt:
-        print("main.py: interrupted before there was anything to record.", file=sys.stderr)
-        raise SystemExit(130) from None
     except UserError as error:
         print(f"main.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None
     print(report(config, result))
     return result
 

@@ -16,7 +16,6 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional
 
@@ -108,7 +107,6 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     random.seed(0)
-    np.random.default_rng(0)
 
     plain = Plain(args.device)
     x, y = torch.rand(BATCH, 784, device=args.device), torch.randint(10, (BATCH,), device=args.device)

@@ -2,8 +2,8 @@
 
 import gzip
 import hashlib
-import shutil
-import urllib.error
+import http.client
+import io
 import urllib.request
 import zlib
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.atomic import whole_file, write_bytes
+from utils import atomic
 from utils.errors import UserError
 
 #: name -> bytes and SHA-256 of the uncompressed file (the gzip wrappers differ from copy to copy).
@@ -34,16 +34,22 @@ GET_IT = "get it with: uv run get_data.py mnist (without internet: --source FOLD
 
 def read_file(path: Path, name: str) -> bytes:
     """The content of FILES[name], read from `path`, gzipped or not; UserError if it is not the sound original."""
+    try:
+        return unpack(path.read_bytes(), name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be used ({error}): replace it, or {GET_IT}.") from None
+
+
+def unpack(packed: bytes, name: str) -> bytes:
+    """The content of FILES[name], gzipped or not; ValueError if it is not the sound original."""
     size, digest = FILES[name]
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read(size + 1)
+        is_gzip = packed[:2] == b"\x1f\x8b"
+        content = gzip.GzipFile(fileobj=io.BytesIO(packed)).read(size + 1) if is_gzip else packed
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, then {GET_IT}.") from None
+        raise ValueError(f"damaged: {error}") from None
     if (found := hashlib.sha256(content).hexdigest()) != digest:
-        raise UserError(
-            f"{path} is not the original (SHA-256 {found[:12]}…, expected {digest[:12]}…): delete it, then {GET_IT}."
-        )
+        raise ValueError(f"not the original: SHA-256 {found[:12]}…, expected {digest[:12]}…")
     return content
 
 
@@ -64,9 +70,8 @@ def load(data_path) -> dict[str, tuple[Tensor, Tensor]]:
 
 def is_present(data_path) -> bool:
     """Whether all four files are there and sound."""
-    folder = Path(data_path) / "mnist"
     try:
-        return all(read_file(folder / f"{name}.gz", name) for name in FILES)
+        return all(read_file(Path(data_path) / "mnist" / f"{name}.gz", name) for name in FILES)
     except UserError:
         return False
 
@@ -98,20 +103,19 @@ def _import(name: str, source: Path, folder: Path) -> None:
         )
     content = read_file(found, name)
     packed = found.read_bytes() if found.suffix == ".gz" else gzip.compress(content, mtime=0)
-    write_bytes(folder / f"{name}.gz", packed)
+    atomic.write_bytes(folder / f"{name}.gz", packed)
 
 
 def _download(name: str, folder: Path) -> None:
     failures = []
     for home in HOMES:
         try:
-            with whole_file(folder / f"{name}.gz") as temporary:
-                with urllib.request.urlopen(f"{home}{name}.gz", timeout=30) as response, open(temporary, "wb") as file:
-                    shutil.copyfileobj(response, file)
-                read_file(temporary, name)
+            with urllib.request.urlopen(f"{home}{name}.gz", timeout=30) as response:
+                packed = response.read(FILES[name][0])  # a sound file is smaller packed than unpacked
+            unpack(packed, name)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            failures.append(f"{home}: {error or type(error).__name__}")
+        else:
+            atomic.write_bytes(folder / f"{name}.gz", packed)
             return
-        except (urllib.error.URLError, TimeoutError, ConnectionError, UserError) as error:
-            failures.append(f"{home}: {error}")
-    raise UserError(
-        f"{name}.gz could not be downloaded ({'; '.join(failures)}): bring the four files and give --source FOLDER."
-    )
+    raise UserError(f"{name}.gz could not be downloaded ({'; '.join(failures)}): bring it and give --source FOLDER.")

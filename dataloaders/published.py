@@ -19,8 +19,11 @@ class PublishedTasks(Stream):
     def __init__(self, name: str, options: StreamOptions, path: Path):
         super().__init__(name, options)
         self.device = torch.device("cpu")
-        self.origin = f"read from {path}"
         train, test = _read(path)
+        if options.n_tasks > len(train):
+            raise UserError(
+                f"--n_tasks {options.n_tasks} is more than the {len(train)} tasks of {path}: give at most that."
+            )
         self.tasks = {"train": train[: options.n_tasks], "test": test[: options.n_tasks]}
         self.task_names = [str(task[0]) for task in self.tasks["train"]]
         x, y = self.tasks["train"][0][1:]
@@ -54,9 +57,15 @@ def _read(path: Path):
         except RuntimeError:  # files of before torch 1.6 cannot be memory-mapped
             content = torch.load(path, weights_only=True)
         (train, test) = content
-        sizes = [(len(x), len(y), x.dim()) for _, x, y in [*train, *test]]
-        if len(train) != len(test) or any(n != m or not n or dims != 2 for n, m, dims in sizes):
-            raise ValueError("the tasks are not lists of [descriptor, x, y]")
+        if not train or len(train) != len(test):
+            raise ValueError("there are not as many test tasks as training tasks")
+        for tasks in (train, test):
+            if len({(*x.shape, *y.shape) for _, x, y in tasks}) > 1:
+                raise ValueError("the tasks differ in size")
+        for _, x, y in (*train, *test):
+            sound = x.dim() == 2 and len(x) == len(y) > 0 and x.shape[1] == train[0][1].shape[1]
+            if not sound or x.dtype != torch.float32 or y.dtype != torch.int64 or y.min() < 0:
+                raise ValueError("a task is not [descriptor, float32 x [n, inputs], int64 y [n]]")
     except Exception as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(

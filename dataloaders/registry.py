@@ -30,6 +30,7 @@ class Dataset:
     """One row of the registry.
 
     build: (options, data_path) -> Stream. options: the dataclass. presets: defaults where they differ from it.
+    published: name of a ready-made file that is used instead of `build` where it lies in data_path.
     """
 
     name: str
@@ -38,6 +39,11 @@ class Dataset:
     summary: str
     citation: str
     presets: dict = dataclasses.field(default_factory=dict)
+    published: str = ""
+
+    def origin(self, data_path) -> str:
+        """Where the stream's data come from: computed here, or the published file."""
+        return self.published if self.published and (Path(data_path) / self.published).exists() else "computed"
 
 
 def _digits_rotations(options: RotationOptions, data_path) -> Stream:
@@ -51,9 +57,6 @@ def _digits_rotations(options: RotationOptions, data_path) -> Stream:
 
 def _mnist(name: str, shifts_of: Callable) -> Callable[[StreamOptions, str], Stream]:
     def build(options: StreamOptions, data_path) -> Stream:
-        published = Path(data_path) / f"{name}.pt"
-        if published.exists():
-            return PublishedTasks(name, options, published)
         images = mnist.load(data_path)
         return ShiftedImages(name, options, images["train"], images["test"], *shifts_of(options))
 
@@ -86,6 +89,7 @@ DATASETS: dict[str, Dataset] = {
             "20 rotations of MNIST, one random angle in each bin of 9 degrees",
             MER,
             {"samples_per_task": 1000},
+            published="mnist_rotations.pt",
         ),
         Dataset(
             "mnist_permutations",
@@ -94,6 +98,7 @@ DATASETS: dict[str, Dataset] = {
             "20 random pixel permutations of MNIST",
             MER,
             {"samples_per_task": 1000},
+            published="mnist_permutations.pt",
         ),
         Dataset(
             "mnist_manypermutations",
@@ -102,6 +107,7 @@ DATASETS: dict[str, Dataset] = {
             "100 random pixel permutations of MNIST, few examples each",
             MER,
             {"n_tasks": 100, "samples_per_task": 200},
+            published="mnist_manypermutations.pt",
         ),
     )
 }
@@ -109,7 +115,10 @@ DATASETS: dict[str, Dataset] = {
 
 def build_stream(dataset: Dataset, options: StreamOptions, data_path) -> Stream:
     """The stream, its data loaded; UserError if they are missing, damaged or too few."""
-    stream = dataset.build(options, data_path)
+    if dataset.origin(data_path) == dataset.published:
+        stream = PublishedTasks(dataset.name, options, Path(data_path) / dataset.published)
+    else:
+        stream = dataset.build(options, data_path)
     if options.validation and not stream.size(0, "validation"):
         raise UserError(
             f"--validation {options.validation} leaves no validation examples: give a larger fraction, or 0 for none."

@@ -26,7 +26,7 @@ EVALUATION_CACHE_BYTES = 200_000_000
 class StreamOptions:
     """What every stream takes."""
 
-    n_tasks: int = option(20, "number of tasks", low=1)
+    n_tasks: int = option(20, "number of tasks", low=1, high=10_000)
     samples_per_task: int = option(
         -1, "training examples of each task, drawn anew for every seed; 0 or less: all of them", low=-1
     )
@@ -44,14 +44,12 @@ class Stream(abc.ABC):
     Raw examples are uint8 or float tensors; `to_float` makes them the network's input.
 
     Attributes:
-        name: as in the registry. origin: where the data come from, for the record.
-        scenario: "domain": all tasks share the same classes, and the task need not be known.
+        name: as in the registry. scenario: "domain": all tasks share the same classes, and the task need not be known.
         input_shape: of one example. n_classes: outputs the network needs. task_names: one per task, for people.
         scale: raw uint8 values are divided by it.
     """
 
     name: str
-    origin = "computed from the image set"
     scenario = "domain"
     input_shape: tuple[int, ...]
     n_classes: int

@@ -15,7 +15,7 @@ from utils.options import option
 @dataclasses.dataclass(frozen=True)
 class EROptions(ReplayOptions):
     lr: float = option(0.1, "learning rate of SGD", above=0)
-    glances: int = option(1, "updates per incoming batch", low=1)
+    glances: int = option(1, "updates per incoming batch", low=1, high=1_000_000)
     grad_clip_norm: float = option(
         0.0, "largest L2 norm of a gradient; 0 turns clipping off (MER's form; La-MAML's form clips at 2)", low=0
     )

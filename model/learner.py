@@ -71,6 +71,10 @@ class Learner(abc.ABC):
         """Figures about the learner itself, name -> [replicas], for the record."""
         return self.alignment.means() if self.alignment else {}
 
+    def named_parameters(self) -> dict[str, Tensor]:
+        """What has been learnt, name -> [replicas, *shape], for people and other programs."""
+        return self.network.layout.named(self.weights)
+
     def state_dict(self) -> dict:
         """Everything that learning has changed, random streams included; loads with torch.load(weights_only=True)."""
         return {name: _saved(getattr(self, name)) for name in self.state}

@@ -25,7 +25,7 @@ class LookaheadOptions(ReplayOptions):
     alpha_init: float = option(0.1, "initial value of every per-parameter rate alpha", above=0)
     opt_lr: float = option(0.1, "learning rate of the rates alpha", low=0)
     opt_wt: float = option(0.1, "learning rate of the weights when updates are synchronous", low=0)
-    glances: int = option(5, "meta-updates per incoming batch", low=1)
+    glances: int = option(5, "meta-updates per incoming batch", low=1, high=1_000_000)
     inner_steps: int = option(
         0, "inner steps the incoming batch is split into; 0 is one step per example", low=0, flags=("cifar_batches",)
     )
@@ -170,6 +170,10 @@ class LookaheadMAML(Learner):
         """A fresh order of the batch for each replica, [replicas, batch]."""
         orders = np.stack([rng.permutation(batch.size) for rng in self.random["glance order"]])
         return torch.from_numpy(orders).to(batch.y.device)
+
+    def named_parameters(self) -> dict[str, Tensor]:
+        rates = {f"rate.{name}": tensor for name, tensor in self.network.layout.named(self.rates).items()}
+        return {**super().named_parameters(), **rates}
 
     def statistics(self) -> dict[str, Tensor]:
         figures = super().statistics()

@@ -16,8 +16,8 @@ from utils.random_streams import RandomStreams
 class ReplayOptions:
     """What every algorithm with a reservoir takes."""
 
-    memories: int = option(200, "examples the replay memory holds, over all tasks together", low=0)
-    replay_batch_size: int = option(10, "examples replayed beside each incoming batch", low=0)
+    memories: int = option(200, "examples the replay memory holds, over all tasks together", low=0, high=10**8)
+    replay_batch_size: int = option(10, "examples replayed beside each incoming batch", low=0, high=10**6)
     reservoir: Literal["uniform", "inclusive"] = option(
         "uniform",
         "how the memory is filled: uniform is Vitter's algorithm R; inclusive draws from one index more, as the 2020"

@@ -20,8 +20,8 @@ from utils.options import option
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
     arch: Literal["linear"] = option("linear", "network: linear is a multi-layer perceptron with ReLU")
-    n_hiddens: int = option(100, "units of each hidden layer", low=1)
-    n_layers: int = option(2, "number of hidden layers", low=0)
+    n_hiddens: int = option(100, "units of each hidden layer", low=1, high=10**6)
+    n_layers: int = option(2, "number of hidden layers", low=0, high=100)
     init: Literal["kaiming_normal", "xavier_normal", "xavier_uniform"] = option(
         "kaiming_normal", "distribution of the initial weights (biases start at 0)"
     )

@@ -1,5 +1,7 @@
 """The command line: what older scripts say still works, and what cannot work is refused in one sentence."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,8 +85,13 @@ def test_lamaml_lines_mean_what_they_meant(row):
     assert (config.stream.samples_per_task, o.memories, o.glances, o.replay_batch_size) == (n, memories, glances, 10)
     assert (o.learn_lr, o.sync_update) == ("--learn_lr" in rest, "--sync_update" in rest)
     assert (o.second_order, o.grad_clip_norm, config.run.batch_size) == (False, 2.0, 10)
-    given = dict(zip(rest.split()[::2], rest.split()[1::2], strict=False))
-    assert f"{o.alpha_init:g}" == given["--alpha_init"]
+    bare = configure(f"--model {name} --dataset {stream}".split())
+    unread = {"opt_lr"} if name == "cmaml" else {"opt_wt"} if name == "lamaml" else set()
+    for group in ("network", "stream", "learner"):
+        ours, theirs = (dataclasses.asdict(c.groups()[group]) for c in (bare, config))
+        assert {k: v for k, v in ours.items() if k not in unread} == {
+            k: v for k, v in theirs.items() if k not in unread
+        }
 
 
 @pytest.mark.parametrize("row", MER)
@@ -98,7 +105,7 @@ def test_mer_lines_mean_what_they_meant(row):
         "results/",
         "cpu",
     )
-    assert config.network.init == "xavier_uniform"
+    assert (config.network.init, config.stream.samples_per_task) == ("xavier_uniform", row[1])
     assert config.learner.lr == float(words[3])
     if config.algorithm.name == "er":
         assert (config.learner.memories, config.learner.replay_batch_size) == (int(words[5]), int(words[7]))
@@ -222,6 +229,16 @@ def test_help_names_every_flag_under_its_algorithms(capsys):
         ("--seed x", ["--seed x", "whole number"]),
         ("--dataset digits_rotations --data_file mnist_rotations.pt", ["--dataset", "--data_file"]),
         ("--device gpu", ["--device gpu", "cuda"]),
+        ("--dataset= --seed 0", ["--dataset  is not known"]),
+        ("--device cpu:0", ["--device cpu:0", "cuda:N"]),
+        ("--device cuda:²", ["--device cuda:²", "cuda:N"]),
+        ("--log_dir=", ["--log_dir ''", "such as log"]),
+        ("--expt_name ../x", ["--expt_name '../x'", "letters"]),
+        ("--n_tasks 1e8", ["--n_tasks 1e8", "at most"]),
+        ("--batch_size 1e30", ["--batch_size 1e30", "at most"]),
+        ("--n_hiddens 900000", ["more memory", "--n_hiddens"]),
+        ("--test_batch 3", ["--test_batch", "test_batch_size"]),
+        ("--alpha_init 0", ["--alpha_init 0", "above 0"]),
         ("--device cuda:77", ["cuda:77", "--device cpu"]),
         ("--evaluate_on validation", ["--validation 0.1"]),
         ("--evaluate_on train", ["--evaluate_on train", "test or validation"]),

@@ -1,5 +1,8 @@
 import gzip
+import http.client
 import io
+import random
+import ssl
 import urllib.error
 
 import pytest
@@ -7,7 +10,7 @@ import pytest
 import get_data
 from dataloaders import mnist
 
-FAKE = {name: name.encode() * 10 for name in mnist.FILES}
+FAKE = {name: random.Random(name).randbytes(200) + bytes(100) for name in mnist.FILES}
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_damage_after_the_import_is_found_when_the_data_are_read(small_mnist, so
     archive = target / "mnist" / "train-labels-idx1-ubyte.gz"
     archive.write_bytes(archive.read_bytes()[:-3])
     assert not mnist.is_present(target)
-    with pytest.raises(mnist.UserError, match="train-labels.*cannot be read.*get_data.py mnist"):
+    with pytest.raises(mnist.UserError, match="train-labels.*cannot be used.*get_data.py mnist"):
         mnist.read_file(archive, "train-labels-idx1-ubyte")
     get_data.main(["mnist", "--source", str(source), "--data_path", str(target)])
     assert mnist.is_present(target)
@@ -107,6 +110,18 @@ def test_the_second_home_is_tried_and_bad_downloads_are_not_kept(small_mnist, tm
     get_data.main(["mnist", "--data_path", str(tmp_path)])
     assert len(asked) == 8 and mnist.is_present(tmp_path)
     assert len(files_in(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), http.client.IncompleteRead(b""), ssl.SSLError("bad")])
+def test_a_broken_connection_is_one_home_less(error, small_mnist, tmp_path, monkeypatch):
+    def urlopen(url, timeout):
+        if url.startswith(mnist.HOMES[0]):
+            raise error
+        return io.BytesIO(gzip.compress(FAKE[url.rsplit("/", 1)[1].removesuffix(".gz")]))
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    get_data.main(["mnist", "--data_path", str(tmp_path)])
+    assert mnist.is_present(tmp_path)
 
 
 def test_without_internet_one_sentence_says_what_to_do(small_mnist, tmp_path, monkeypatch, capsys):

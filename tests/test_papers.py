@@ -35,23 +35,35 @@ def test_the_defaults_of_a_pair_are_the_row_without_a_variant():
 
 
 def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
-    size = ["--n_tasks", "2", "--samples_per_task", "20", "--log_dir", str(tmp_path)]
+    size = ["--n_tasks", "2", "--samples_per_task", "20", "--log_dir", str(tmp_path / "a folder")]
 
-    def commands(*extra):
-        capsys.readouterr()
-        experiments.main(["commands", "lamaml", "digits_rotations", *size, *extra])
-        printed = capsys.readouterr()
-        assert ("skipped" in printed.err) == (not printed.out)
-        return printed.out.split()
+    def pending(*extra):
+        lines = experiments.pending("lamaml", "digits_rotations", [*size, *extra])
+        assert ("skipped" in capsys.readouterr().err) == (not lines)
+        return lines
 
-    line = commands()
+    (line,) = pending()
     assert line[:4] == ["--model", "lamaml", "--dataset", "digits_rotations"]
     assert run_main(line).exit_code == 0
-    assert commands() == []
-    assert commands("--as_published") != [] and commands("--glances", "1") != [] and commands("--seed", "0") != []
+    capsys.readouterr()
+    assert pending() == pending("--log_every", "1") == []
+    assert pending("--as_published") != [] and pending("--glances", "1") != [] and pending("--seed", "0") != []
     (summary,) = tmp_path.rglob("summary.json")
     summary.write_text("{")  # a torn record is not a record
-    assert commands() == line
+    assert pending() == [line]
+
+
+@pytest.mark.parametrize(("codes", "runs", "result"), [([0, 3, 0], 7, 3), ([0, 130], 2, 130), ([], 7, 0)])
+def test_a_failed_row_is_told_at_the_end_and_ctrl_c_ends_all(codes, runs, result, tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, cwd):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, codes.pop(0) if codes else 0)
+
+    monkeypatch.setattr("utils.experiments.subprocess.run", run)
+    assert experiments.main(["all", "mnist_manypermutations", "--log_dir", str(tmp_path)]) == result
+    assert len(asked) == runs
 
 
 @pytest.mark.parametrize(
@@ -60,7 +72,7 @@ def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
 )
 def test_mistakes_are_named(names, said):
     with pytest.raises(experiments.UserError, match=said):
-        experiments.main(["commands", *names])
+        experiments.main(names)
 
 
 def test_the_script_lists_what_it_can_run_and_holds_no_settings():

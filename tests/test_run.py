@@ -1,12 +1,14 @@
 """Whole runs of main.py on a small digits stream, and the records they leave."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from main import main
 from model.registry import ALGORITHMS
 from utils import experiment
 from utils.loop import Loop
@@ -51,10 +53,9 @@ def test_a_run_leaves_the_whole_record(run, capsys):
             "evaluations.csv", "alignment.csv", "accuracy_matrix.png", "task_accuracy.png", "alignment.png",
         }  # fmt: skip
         parameters = json.loads((folder / "training_parameters.json").read_text())
-        assert parameters["seed"] == seed and parameters["options"]["n_tasks"] == 3
-        assert (
-            parameters["sources"]["n_tasks"] == "command line" and parameters["versions"]["torch"] == torch.__version__
-        )
+        assert parameters["seed"] == seed and parameters["data"] == "computed"
+        assert parameters["options"]["n_tasks"] == 3 and parameters["sources"]["n_tasks"] == "command line"
+        assert parameters["versions"]["torch"] == torch.__version__
         results = json.loads((folder / "results.json").read_text())
         assert results.keys() >= METRICS | {
             "status",
@@ -68,11 +69,15 @@ def test_a_run_leaves_the_whole_record(run, capsys):
         np.testing.assert_allclose(matrix, result.matrices[replica], atol=1e-6)
         assert results["retained_accuracy"] == pytest.approx(matrix[-1].mean(), abs=1e-6)
         labels, accuracies, weights, stats, line, options = torch.load(folder / "results.pt", weights_only=True)
-        assert labels.tolist() == [0, 0, 1, 2] and accuracies.shape == (4, 3) and options["n_tasks"] == 3
+        assert (
+            labels.tolist() == [0, 0, 1, 2]
+            and accuracies.shape == (4, 3)
+            and (options["model"], options["seed"]) == ("lamaml", seed)
+        )
         assert [float(stat) for stat in stats[:2]] == pytest.approx(
             [results["learning_accuracy"], results["retained_accuracy"]]
         )
-        assert weights["layer1.weight"].shape == (16, 64) and "# val:" in line
+        assert weights["layer1.weight"].shape == weights["rate.layer1.weight"].shape == (16, 64) and "# val:" in line
         events = EventAccumulator(str(folder)).Reload()
         assert len(events.Scalars("loss")) == 12
         assert [e.step for e in events.Scalars("accuracy_test/task_02")] == [0, 4, 8, 12]
@@ -161,6 +166,8 @@ def test_divergence_stops_the_run_and_is_recorded(run, capsys):
     results = json.loads((result.folder / "1" / "results.json").read_text())
     assert results["status"] == "diverged" and 1 <= results["diverged_at_step"] <= 10
     assert results["steps"] < 100, "it ran on although every replica had diverged"
+    assert results["train_seconds"] > 0
+    assert EventAccumulator(str(result.folder / "1")).Reload().Scalars("loss")
     assert "retained_accuracy" not in results
     assert "diverged at step" in capsys.readouterr().out
 
@@ -197,6 +204,52 @@ def test_an_interrupted_run_leaves_a_record_that_says_so(run, monkeypatch):
     results = json.loads((result.folder / "0" / "results.json").read_text())
     assert results["status"] == "interrupted" and results["steps"] == 6
     assert np.isnan(result.matrices[0, 2]).all() and not np.isnan(result.matrices[0, 0]).any()
+
+
+def test_the_second_ctrl_c_does_not_tear_the_record(run, monkeypatch):
+    """SIGINT while the record is being closed waits."""
+    write = experiment.Record._write_seed
+
+    def hurried(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        return write(self, *args)
+
+    monkeypatch.setattr(experiment.Record, "_write_seed", hurried)
+    before = signal.getsignal(signal.SIGINT)
+    result = run("--model online --seeds 0 1")
+    assert (result.folder / "summary.json").exists()
+    assert (result.folder / "1" / "results.json").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interrupted_before_anything_was_measured_it_says_so(monkeypatch, tmp_path, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("utils.loop.evaluate", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        main(["--log_dir", str(tmp_path)])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("main.py: interrupted before there was anything to record.\n")
+
+
+def test_a_record_that_cannot_be_completed_is_one_sentence(run, monkeypatch, capsys):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("utils.atomic.write_bytes", full)
+    with pytest.raises(SystemExit) as stop:
+        run("--model online --seed 0")
+    assert stop.value.code == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_whole_run_on_cuda(run):
+    line = "--seeds 0 1 --second_order --log_every 2 --log_alignment"
+    cpu, cuda = run(line), run(line + " --device cuda")
+    assert cuda.exit_code == 0
+    np.testing.assert_allclose(cuda.matrices, cpu.matrices, atol=0.02)
 
 
 def test_runs_started_together_never_share_a_folder(run, monkeypatch):

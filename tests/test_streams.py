@@ -119,9 +119,10 @@ def test_evaluation_shows_the_same_examples_with_and_without_keeping_them(monkey
     again = [x for x, _ in kept.evaluation(4, "test")]
     monkeypatch.setattr("dataloaders.stream.EVALUATION_CACHE_BYTES", 0)
     computed = digits()
-    assert not computed._kept
     for expected, *others in zip(first, again, [x for x, _ in computed.evaluation(4, "test")], strict=True):
         assert all(torch.equal(expected, other) for other in others)
+    assert kept._kept
+    assert not computed._kept
 
 
 def published(path, tasks=3, n=30):
@@ -144,8 +145,44 @@ def test_published_files_are_read_as_they_are(tmp_path):
     assert torch.equal(x, test[1][1]) and torch.equal(y, test[1][2])
     data = TrainingSet(stream, 1, [1], (0, 1))
     assert data.x.shape == (2, 5, 784) and all(any(torch.equal(x, image) for image in train[1][1]) for x in data.x[0])
-    stream = PublishedTasks("mnist_rotations", StreamOptions(validation=0.2), tmp_path / "mnist_rotations.pt")
+    stream = PublishedTasks(
+        "mnist_rotations", StreamOptions(n_tasks=3, validation=0.2), tmp_path / "mnist_rotations.pt"
+    )
     assert (stream.size(0, "train"), stream.size(0, "validation"), stream.size(0, "test")) == (24, 6, 10)
+
+
+def test_a_published_file_is_not_taken_for_more_tasks_than_it_has(tmp_path):
+    published(tmp_path / "mnist_rotations.pt")
+    dataset = DATASETS["mnist_rotations"]
+    assert dataset.origin(tmp_path) == "mnist_rotations.pt"
+    assert dataset.origin(tmp_path / "elsewhere") == "computed"
+    with pytest.raises(UserError, match="--n_tasks 20 is more than the 3"):
+        build_stream(dataset, dataset.options(), tmp_path)
+
+
+def damaged(**change):
+    """A published file with one thing wrong in its last task."""
+    tasks = [["t", torch.rand(4, 6), torch.zeros(4, dtype=torch.int64)] for _ in range(4)]
+    tasks[-1] = ["t", change.get("x", tasks[-1][1]), change.get("y", tasks[-1][2])]
+    return tasks[:2], tasks[2:]
+
+
+BROKEN = [
+    {"x": torch.rand(3, 6), "y": torch.zeros(3, dtype=torch.int64)},
+    {"x": torch.rand(4, 5)},
+    {"x": torch.rand(4, 6).double()},
+    {"y": torch.zeros(4)},
+    {"y": torch.full((4,), -1)},
+    {"y": torch.zeros(3, dtype=torch.int64)},
+]
+
+
+@pytest.mark.parametrize("change", BROKEN, ids=range(len(BROKEN)))
+def test_published_files_with_one_odd_task_are_refused(tmp_path, change):
+    torch.save(damaged(**change), tmp_path / "mnist_rotations.pt")
+    dataset = DATASETS["mnist_rotations"]
+    with pytest.raises(UserError, match="mnist_rotations.pt is not a readable file"):
+        build_stream(dataset, dataset.options(n_tasks=2), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +193,7 @@ def test_damaged_published_files_are_refused(tmp_path, content):
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     dataset = DATASETS["mnist_permutations"]
     with pytest.raises(UserError, match="mnist_permutations.pt is not a readable file"):
-        build_stream(dataset, dataset.options(), tmp_path)
+        build_stream(dataset, dataset.options(n_tasks=1), tmp_path)
 
 
 class TestRealMnist:

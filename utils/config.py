@@ -7,6 +7,7 @@ row for the algorithm and the stream; else from the registry's presets or the op
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -26,8 +27,8 @@ from utils.options import Option, option, options_of
 class RunOptions:
     """How a run is driven and kept; the same for every algorithm and stream."""
 
-    n_epochs: int = option(1, "passes over each task's data", low=1)
-    batch_size: int = option(10, "examples in each incoming batch", low=1)
+    n_epochs: int = option(1, "passes over each task's data", low=1, high=1_000_000)
+    batch_size: int = option(10, "examples in each incoming batch", low=1, high=1_000_000)
     log_every: int = option(0, "batches between evaluations within a task; 0: only at the end of each task", low=0)
     evaluate_on: Literal["test", "validation"] = option(
         "test", "validation (needs --validation) is for choosing settings without looking at test data"
@@ -43,7 +44,7 @@ class RunOptions:
     data_path: str = option("data", "folder that get_data.py fills")
     device: str = option("cpu", "cpu, cuda, or cuda:N")
     threads: int = option(
-        1, "CPU threads; with networks this small more of them only wait for each other; 0: all cores", low=0
+        1, "CPU threads; with networks this small more of them only wait for each other; 0: all cores", low=0, high=1024
     )
 
 
@@ -112,10 +113,12 @@ class Config:
         return {name: value for group in self.groups().values() for name, value in dataclasses.asdict(group).items()}
 
     def identity(self) -> dict:
-        """What decides the numbers of the run: everything but where files lie and how the run is named."""
+        """What decides the numbers of the run: everything but where files lie, its name, and what is logged besides."""
         elsewhere = {"expt_name", "log_dir", "data_path", "device", "threads"}
-        chosen = {name: value for name, value in self.values.items() if name not in elsewhere}
-        return {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds), **chosen}
+        logging = {"log_every", "log_alignment", "calc_test_accuracy"}
+        chosen = {name: value for name, value in self.values.items() if name not in elsewhere | logging}
+        names = {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds)}
+        return {**names, "data": self.dataset.origin(self.run.data_path), **chosen}
 
 
 def configure(argv: list[str]) -> Config:
@@ -185,7 +188,7 @@ def _parse(argv: list[str]) -> dict[str, str | list[str]]:
         )
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        valid = [*known, *SPECIAL, *ACTIONS, *(flag for o in known.values() for flag in o.flags)]
+        valid = [*known, *SPECIAL, *ACTIONS, *RETIRED, *(flag for o in known.values() for flag in o.flags)]
         if not unknown[0].startswith("--"):
             raise UserError(
                 f"{unknown[0]!r} is not a flag and follows none that takes it: write --name value (see --help)."
@@ -254,7 +257,7 @@ def _dataset(given: dict) -> Dataset:
     name = given.pop("dataset", None)
     if file is not None and name is not None:
         raise UserError(f"--dataset {name} and --data_file {file} both name the stream: give one of them.")
-    typed = Path(file).stem if file is not None else name or "digits_rotations"
+    typed = Path(file).stem if file is not None else "digits_rotations" if name is None else name
     if typed not in DATASETS:
         raise UserError(f"--dataset {typed} is not known: {nearest(typed, DATASETS)}.")
     return DATASETS[typed]
@@ -285,10 +288,9 @@ def _device(given: dict, notes: list[str]) -> None:
             notes.append("--cuda was asked for, but this machine offers no CUDA device: running on the CPU.")
         given["device"] = "cuda" if wanted and torch.cuda.is_available() else "cpu"
     device = given.get("device", "cpu")
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
         raise UserError(f"--device {device} is not known: give cpu, cuda or cuda:N.")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {device} is not there: this machine has {torch.cuda.device_count()}; give --device cpu."
         )
@@ -312,6 +314,13 @@ def _refuse_foreign(given: dict, known: dict, algorithm: Algorithm, dataset: Dat
 def _check(config: Config) -> None:
     """Combinations that cannot work, in whole sentences."""
     run = config.run
+    for name, folder in (("log_dir", run.log_dir), ("data_path", run.data_path)):
+        if not folder or "\0" in folder:
+            raise UserError(f"--{name} {folder!r} names no folder: give a path, such as {name.partition('_')[0]}.")
+    if not re.fullmatch(r"[\w.,=+-]{1,100}", run.expt_name) or run.expt_name.startswith("."):
+        raise UserError(
+            f"--expt_name {run.expt_name!r} cannot be part of a folder's name: give letters, digits, - and _."
+        )
     if run.evaluate_on == "validation" and not config.stream.validation:
         raise UserError(
             "--evaluate_on validation needs validation data: give --validation 0.1 (a fraction of the training data)."

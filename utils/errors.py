@@ -4,8 +4,12 @@
 class UserError(Exception):
     """Something the user gave cannot work: the message is one sentence with the value, what was expected and the fix.
 
-    Scripts print it without a traceback and exit with code 2.
+    Scripts print it without a traceback and exit with `exit_code`.
     """
+
+    def __init__(self, message: str, exit_code: int = 2):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(name: str, valid) -> str:
@@ -14,4 +18,4 @@ def nearest(name: str, valid) -> str:
 
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(valid)}"
+    return f"did you mean {' or '.join(close)}" if close else f"choose one of {', '.join(valid)}"

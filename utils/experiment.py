@@ -1,6 +1,10 @@
 """One run from its configuration to its record."""
 
+import contextlib
+import os
+import re
 import resource
+import signal
 import sys
 
 import numpy as np
@@ -10,14 +14,24 @@ from tqdm import tqdm
 from dataloaders.registry import build_stream
 from model.networks import build_network
 from utils.config import Config
+from utils.errors import UserError
 from utils.loop import Evaluation, Loop
 from utils.record import Outcome, Record, Result
 
 
 def run(config: Config) -> Result:
     """Trains, evaluates and records. UserError for what cannot work; an interruption ends in a record that says so."""
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    try:
+        return _run(config)
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate|overflow", str(error)):
+            raise
+        needs = "--memories, --n_hiddens, --batch_size or the number of seeds"
+        raise UserError(f"this run needs more memory than {config.run.device} has: lower {needs}.") from None
+
+
+def _run(config: Config) -> Result:
+    torch.set_num_threads(config.run.threads or os.cpu_count())
     device = torch.device(config.run.device)
     stream = build_stream(config.dataset, config.stream, config.run.data_path).to(device)
     phases = [list(range(stream.n_tasks))] if config.algorithm.joint else [[t] for t in range(stream.n_tasks)]
@@ -26,7 +40,7 @@ def run(config: Config) -> Result:
     learner = config.algorithm.learner(network, config.learner, config.seeds, device=device)
     if config.run.log_alignment:
         learner.watch_alignment()
-    record = Record(config, stream.origin, learned_at, len(phases))
+    record = Record(config, learned_at, len(phases))
 
     splits = (config.run.evaluate_on,)
     extra = ("test",) if config.run.calc_test_accuracy and splits != ("test",) else ()
@@ -38,18 +52,28 @@ def run(config: Config) -> Result:
     except KeyboardInterrupt:
         interrupted = True
         if not record.evaluations:
-            raise
-    return record.close(
-        Outcome(
-            diverged_at=loop.diverged_at.tolist(),
-            interrupted=interrupted,
-            steps=loop.step,
-            train_seconds=loop.train_seconds,
-            evaluation_seconds=loop.evaluation_seconds,
-            peak_memory_bytes=_peak_memory(device),
-            weights=network.layout.named(learner.weights),
-        )
+            raise UserError("interrupted before there was anything to record.", exit_code=130) from None
+    outcome = Outcome(
+        diverged_at=loop.diverged_at.tolist(),
+        interrupted=interrupted,
+        steps=loop.step,
+        train_seconds=loop.train_seconds,
+        evaluation_seconds=loop.evaluation_seconds,
+        peak_memory_bytes=_peak_memory(device),
+        parameters=learner.named_parameters(),
     )
+    with _uninterrupted():
+        return record.close(outcome)
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """Ctrl-C waits: a record is written whole, however often a person presses it."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _drive(loop: Loop, record: Record, learned_at: np.ndarray) -> None:

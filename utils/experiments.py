@@ -1,13 +1,11 @@
 """The experiments of papers/ as command lines of main.py, without those that are recorded already.
 
-    python3 -m utils.experiments list
-    python3 -m utils.experiments commands MODEL|all [DATASET|all] [options for main.py ...]
-
 run_experiments.sh is the script that people use.
 """
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,24 +65,41 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-    if argv[:1] == ["list"]:
+def pending(model: str, dataset: str, extra: list[str]) -> list[list[str]]:
+    """The arguments of main.py for every chosen row that is not recorded yet."""
+    lines = [(row, arguments(row, extra)) for row in chosen(model, dataset)]
+    found = [(row, line, recorded(configure(line))) for row, line in lines]
+    for row, _, where in found:
+        if where is not None:
+            print(f"{row.name} is recorded in {where}: skipped", file=sys.stderr)
+    return [line for _, line, where in found if where is None]
+
+
+def main(argv: list[str]) -> int:
+    """Lists the rows, or runs those named, one after the other. Returns the exit code of the last run that failed.
+
+    argv: nothing, or an algorithm or "all", then perhaps a stream or "all", then options for main.py.
+    """
+    if not argv:
         print(listing())
-        return
-    names = [word for word in argv[1:3] if not word.startswith("-")]
-    model, dataset = [*names, "all"][:2] if names else ("all", "all")
-    extra = argv[1 + len(names) :]
-    for row in chosen(model, dataset):
-        line = arguments(row, extra)
-        if (found := recorded(configure(line))) is not None:
-            print(f"{row.name} is recorded in {found}: skipped", file=sys.stderr)
-        else:
-            print(shlex.join(line))
+        return 0
+    names = [word for word in argv[:2] if not word.startswith("-")]
+    model, dataset = [*names, "all", "all"][:2]
+    failed = 0
+    for line in pending(model, dataset, argv[len(names) :]):
+        print(f"main.py {shlex.join(line)}", flush=True)
+        code = subprocess.run([sys.executable, "main.py", *line], cwd=papers.FOLDER.parent).returncode
+        if code in (130, -2):
+            return 130
+        failed = code or failed
+    return failed
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
     except UserError as error:
         print(f"run_experiments.sh: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)

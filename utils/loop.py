@@ -29,7 +29,8 @@ class Evaluation:
     """What is known after `step` batches.
 
     phase: the phase just learnt from, -1 before any training. ends_phase: whether it is complete.
-    accuracy: split -> [replicas, tasks] fractions. statistics: name -> [replicas], see Learner.statistics.
+    accuracy: split -> [replicas, tasks] fractions. statistics: name -> [replicas], see Learner.statistics. seconds:
+    what it took.
     """
 
     phase: int
@@ -37,6 +38,7 @@ class Evaluation:
     ends_phase: bool
     accuracy: dict[str, Tensor]
     statistics: dict[str, Tensor]
+    seconds: float
 
 
 class Loop:
@@ -83,22 +85,24 @@ class Loop:
         data = TrainingSet(self.stream, phase, tasks, self.learner.seeds)
         self.learner.begin_task(phase)
         observed = 0
-        for epoch in range(self.n_epochs):
-            self.learner.begin_epoch(epoch)
-            for x, t, y in data.batches(epoch, self.batch_size):
-                if self.log_every and observed and observed % self.log_every == 0:
-                    self.train_seconds += time.perf_counter() - started
-                    yield self._evaluate(phase, False)
-                    started = time.perf_counter()
-                loss = self.learner.observe(x, t, y)
-                self.step, observed = self.step + 1, observed + 1
-                self._note_divergence(loss.isfinite())
-                if observed % LOOK_EVERY == 0 and self.all_diverged:
-                    return
-                yield Step(phase, self.step, loss)
-        self.learner.end_task(phase)
-        self._wait()
-        self.train_seconds += time.perf_counter() - started
+        try:
+            for epoch in range(self.n_epochs):
+                self.learner.begin_epoch(epoch)
+                for x, t, y in data.batches(epoch, self.batch_size):
+                    if self.log_every and observed and observed % self.log_every == 0:
+                        evaluation = self._evaluate(phase, False)
+                        started += evaluation.seconds
+                        yield evaluation
+                    loss = self.learner.observe(x, t, y)
+                    self.step, observed = self.step + 1, observed + 1
+                    self._note_divergence(loss.isfinite())
+                    yield Step(phase, self.step, loss)
+                    if observed % LOOK_EVERY == 0 and self.all_diverged:
+                        return
+            self.learner.end_task(phase)
+        finally:
+            self._wait()
+            self.train_seconds += time.perf_counter() - started
 
     def _evaluate(self, phase: int, ends_phase: bool) -> Evaluation:
         started = time.perf_counter()
@@ -110,8 +114,9 @@ class Loop:
         statistics = {name: value.cpu() for name, value in self.learner.statistics().items()}
         if self.learner.alignment:
             self.learner.alignment.reset()
-        self.evaluation_seconds += time.perf_counter() - started
-        return Evaluation(phase, self.step, ends_phase, accuracy, statistics)
+        seconds = time.perf_counter() - started
+        self.evaluation_seconds += seconds
+        return Evaluation(phase, self.step, ends_phase, accuracy, statistics, seconds)
 
     def _note_divergence(self, finite: Tensor) -> None:
         self.diverged_at = self.diverged_at.to(finite.device)

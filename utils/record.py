@@ -60,7 +60,7 @@ class Result:
 class Outcome:
     """How the training of a run ended.
 
-    diverged_at: [seeds], the step, or -1. weights: name -> [seeds, ...].
+    diverged_at: [seeds], the step, or -1. parameters: name -> [seeds, ...], see Learner.named_parameters.
     """
 
     diverged_at: list[int]
@@ -69,7 +69,7 @@ class Outcome:
     train_seconds: float
     evaluation_seconds: float
     peak_memory_bytes: int
-    weights: dict[str, torch.Tensor]
+    parameters: dict[str, torch.Tensor]
 
     def status(self, replica: int) -> str:
         return "diverged" if self.diverged_at[replica] >= 0 else "interrupted" if self.interrupted else "completed"
@@ -79,18 +79,18 @@ class Record:
     """Collects what the loop reports and writes it down.
 
     Args:
-        config: the run's. origin: where the data come from.
+        config: the run's.
         learned_at: [tasks], the phase in which each task is learnt. n_phases: their number.
 
     Raises UserError if the folder cannot be written, before anything is trained.
     """
 
-    def __init__(self, config: Config, origin: str, learned_at: np.ndarray, n_phases: int):
+    def __init__(self, config: Config, learned_at: np.ndarray, n_phases: int):
         self.config, self.learned_at, self.n_phases = config, learned_at, n_phases
         self.split = config.run.evaluate_on
         self.evaluations: list[Evaluation] = []
         self._steps: list[Step] = []
-        self.parameters = {**_parameters(config), "data": origin}
+        self.parameters = _parameters(config)
         try:
             self.folder = _new_folder(config)
             for seed in config.seeds:
@@ -113,15 +113,20 @@ class Record:
             self._steps.append(event)
         else:
             self.evaluations.append(event)
+            self._write_losses()
             self._write_events(event)
 
-    def _write_events(self, evaluation: Evaluation) -> None:
-        """TensorBoard: the losses since the last evaluation, then the evaluation."""
+    def _write_losses(self) -> None:
+        """TensorBoard: the losses since the last time; in one go, because each look at a loss waits for the device."""
         losses = torch.stack([step.loss for step in self._steps]).cpu() if self._steps else []
-        learnt = torch.from_numpy(self.learned_at <= evaluation.phase)
         for replica, board in enumerate(self._boards):
             for step, loss in zip(self._steps, losses, strict=True):
                 board.add_scalar("loss", loss[replica], step.step)
+        self._steps = []
+
+    def _write_events(self, evaluation: Evaluation) -> None:
+        learnt = torch.from_numpy(self.learned_at <= evaluation.phase)
+        for replica, board in enumerate(self._boards):
             for split, accuracy in evaluation.accuracy.items():
                 for t, value in enumerate(accuracy[replica]):
                     board.add_scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
@@ -131,10 +136,18 @@ class Record:
                     )
             for name, values in evaluation.statistics.items():
                 board.add_scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
-        self._steps = []
 
     def close(self, outcome: Outcome) -> Result:
-        """Writes every file that is left to write."""
+        """Writes every file that is left to write. UserError if the folder cannot be written any more."""
+        try:
+            return self._close(outcome)
+        except OSError as error:
+            raise UserError(
+                f"the record in {self.folder} cannot be completed ({error}): make room, then run again."
+            ) from None
+
+    def _close(self, outcome: Outcome) -> Result:
+        self._write_losses()
         per_seed = [self._write_seed(replica, seed, outcome) for replica, seed in enumerate(self.config.seeds)]
         for board in self._boards:
             board.close()
@@ -144,8 +157,9 @@ class Record:
         status = next((s for s in ("interrupted", "diverged") if s in statuses), "completed")
         self._write_summary(status, statuses, by_metric, outcome)
         matrices = np.stack([self.matrix(replica, self.split) for replica in range(len(self.config.seeds))])
-        with np.errstate(all="ignore"):
-            self._draw(self.folder, _mean(matrices), _mean(self._curves(self.split)), self._statistics(torch.nanmean))
+        if completed := [replica for replica, found in enumerate(statuses) if found == "completed"]:
+            curves, statistics = self._curves(self.split), self._statistics(lambda values: values[completed].mean())
+            self._draw(self.folder, matrices[completed].mean(axis=0), curves[completed].mean(axis=0), statistics)
         diverged = {seed: at for seed, at in zip(self.config.seeds, outcome.diverged_at, strict=True) if at >= 0}
         return Result(self.folder, status, diverged, by_metric, matrices)
 
@@ -200,12 +214,12 @@ class Record:
 
     def _write_legacy(self, folder: Path, replica: int, matrix, curve, outcome: Outcome) -> None:
         labels = [max(e.phase, 0) for e in self._evaluations_of(self.split)]
-        weights = {name: values[replica].cpu().clone() for name, values in outcome.weights.items()}
+        weights = {name: values[replica].cpu().clone() for name, values in outcome.parameters.items()}
+        options = {name: self.parameters[name] for name in ("model", "dataset")} | self.parameters["options"]
+        options["seed"] = self.config.seeds[replica]
         with np.errstate(all="ignore"):
             atomic.write_text(folder / "results.txt", legacy.results_txt(matrix, curve[0], self.learned_at))
-            content = legacy.results_pt(
-                labels, curve, weights, matrix, curve[0], self.learned_at, self.parameters["options"]
-            )
+            content = legacy.results_pt(labels, curve, weights, matrix, curve[0], self.learned_at, options)
         with atomic.whole_file(folder / "results.pt") as temporary:
             torch.save(content, temporary)
 
@@ -228,9 +242,7 @@ class Record:
         steps = [e.step for e in self._evaluations_of(self.split)]
         title = f"{self.config.algorithm.name} on {self.config.dataset.name}, seed {folder.name}"
         if folder == self.folder:
-            title = (
-                f"{self.config.algorithm.name} on {self.config.dataset.name}, mean of {len(self.config.seeds)} seeds"
-            )
+            title = f"{self.config.algorithm.name} on {self.config.dataset.name}, mean over seeds"
         plots.save(folder / "accuracy_matrix.png", plots.accuracy_matrix(matrix, title))
         plots.save(folder / "task_accuracy.png", plots.task_accuracy(steps, curve, title))
         if statistics:
@@ -257,7 +269,7 @@ UNITS = {
 
 
 def spread(values: np.ndarray) -> dict:
-    """Mean and sample standard deviation (divisor n - 1) over the seeds that have a value, and the values."""
+    """Mean and sample standard deviation (divisor n - 1) over the seeds that completed, and all values in order."""
     known = values[~np.isnan(values)]
     return {
         "mean": float(known.mean()) if len(known) else None,
@@ -270,12 +282,6 @@ def _costs(outcome: Outcome) -> dict:
     return {
         name: getattr(outcome, name) for name in ("steps", "train_seconds", "evaluation_seconds", "peak_memory_bytes")
     }
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is not nan; nan where nothing is."""
-    counts = (~np.isnan(values)).sum(axis=0)
-    return np.nansum(values, axis=0) / np.where(counts, counts, np.nan)
 
 
 def _new_folder(config: Config) -> Path:
@@ -296,6 +302,7 @@ def _parameters(config: Config) -> dict:
     return {
         "model": config.algorithm.name,
         "dataset": config.dataset.name,
+        "data": config.dataset.origin(config.run.data_path),
         "seeds": list(config.seeds),
         "as_published": config.as_published,
         "options": config.values,

@@ -14,7 +14,10 @@ LINES = (
 
 def report(config: Config, result: Result) -> str:
     """Metrics as mean ± standard deviation over seeds, the mean accuracy matrix, and where the records are."""
+    completed = ~np.isnan(result.matrices).any(axis=(1, 2))
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
+    if not completed.all():
+        seeds = f"{completed.sum()} of {seeds}" if len(config.seeds) > 1 else f"{seeds} ({result.status})"
     mode = ", as published" if config.as_published else ""
     data = f"{config.run.evaluate_on} data"
     lines = [f"{config.algorithm.name} on {config.dataset.name}{mode}, {seeds}, evaluated on {data}", ""]
@@ -23,8 +26,10 @@ def report(config: Config, result: Result) -> str:
         values = values[~np.isnan(values)]
         spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
         lines.append(f"  {label:36}" + (f"{values.mean():{form}}{spread}" if len(values) else "-"))
-    if result.matrices.shape[2] <= 20 and not np.isnan(result.matrices).any():
-        lines += ["", *_matrix(result.matrices.mean(axis=0))]
+    if result.matrices.shape[2] > 20:
+        lines += ["", "  accuracy matrix: accuracy_matrix.png and, for each seed, accuracy_matrix.csv in the record"]
+    elif completed.any():
+        lines += ["", *_matrix(result.matrices[completed].mean(axis=0))]
     for seed, step in result.diverged.items():
         lines += [
             "",
