@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read."""
 
+import difflib
+
 
 class UserError(Exception):
     """Something the user gave cannot work: the message is one sentence with the value, what was expected and the fix.
@@ -13,9 +15,9 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid) -> str:
-    """The sentence part that names what was probably meant, or else everything that is valid."""
-    import difflib
-
+    """The sentence part that names what was probably meant, or else everything valid if that is not too much."""
     valid = sorted(valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}" if close else f"choose one of {', '.join(valid)}"
+    if close:
+        return f"did you mean {' or '.join(close)}"
+    return f"choose one of {', '.join(valid)}" if len(valid) <= 30 else "nothing known is spelt like it"

@@ -23,7 +23,7 @@ def run(config: Config) -> Result:
     """Trains, evaluates and records. UserError for what cannot work; an interruption ends in a record that says so."""
     try:
         return _run(config)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate|overflow", str(error)):
             raise
         needs = "--memories, --n_hiddens, --batch_size or the number of seeds"
