@@ -90,8 +90,7 @@ SPECIAL = {
 class Config:
     """One run, fully decided.
 
-    values: option name -> value, over all four groups of options. sources: option name -> where the value comes from.
-    notes: sentences that the user should read.
+    sources: option name -> where its value comes from. notes: sentences that the user should read.
     """
 
     algorithm: Algorithm
@@ -110,6 +109,7 @@ class Config:
 
     @property
     def values(self) -> dict:
+        """Option name -> value, over all four groups of options."""
         return {name: value for group in self.groups().values() for name, value in dataclasses.asdict(group).items()}
 
     def identity(self) -> dict:
