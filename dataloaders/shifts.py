@@ -21,7 +21,8 @@ class PixelMap:
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: [n, height, width] uint8 -> [n, height * width] uint8, on the same device."""
-        moved = images.flatten(1).index_select(1, self.source.to(images.device))
+        pixels = images.flatten(1).T.contiguous()  # gathering whole rows is twice as fast as gathering within rows
+        moved = pixels.index_select(0, self.source.to(images.device)).T
         return moved if self.inside.all() else moved.mul_(self.inside.to(images.device))
 
 

@@ -7,19 +7,62 @@ from model.batch import Batch
 from model.networks import cross_entropy
 
 
-def loss_and_gradient(network, weights: Tensor, batch: Batch, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy per replica [replicas] and its gradient [replicas, parameters], both constants.
+def loss_and_gradient(
+    network, weights: Tensor, batch: Batch, out: Tensor | None = None, weighting=None, targets=None
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy per replica [replicas] and its gradient [replicas, parameters], both constants.
 
-    Uses the network's own written-out gradient where it has one, and autograd otherwise. The gradient is written into
-    `out` if that is given: a fresh matrix at every inner step costs more than the arithmetic on it.
+    Uses the network's own written-out gradient where it has one, and autograd otherwise.
+
+    Args:
+        out: where the gradient is written: a fresh matrix at every inner step costs more than the arithmetic on it.
+        weighting: the loss is the sum over examples of weighting * cross-entropy; [replicas, batch] or a number. None
+            is the mean.
+        targets: probabilities [replicas, batch, classes] to learn instead of batch.y.
     """
     if hasattr(network, "loss_and_gradient"):
         with torch.no_grad():
-            return network.loss_and_gradient(weights, batch, out)
+            return network.loss_and_gradient(weights, batch, out, weighting, targets)
     weights = weights.detach().requires_grad_()
-    loss = cross_entropy(network(weights, batch.x), batch)
+    loss = cross_entropy(network(weights, batch.x), batch, weighting, targets)
     (gradient,) = torch.autograd.grad(loss.sum(), weights)
     return loss.detach(), gradient if out is None else out.copy_(gradient)
+
+
+def group_gradients(network, weights: Tensor, batch: Batch, groups: int) -> Tensor:
+    """Gradients of the mean loss of each of `groups` equal parts of the batch, [replicas, groups, parameters].
+
+    One part per example gives the gradient of every example.
+    """
+    if hasattr(network, "group_gradients"):
+        with torch.no_grad():
+            return network.group_gradients(weights, batch, groups)
+    parts = batch.split(groups)
+    return torch.stack([loss_and_gradient(network, weights, part)[1] for part in parts], dim=1)
+
+
+def sgd_chain_(network, weights: Tensor, batch: Batch, rates: Tensor, keep: float = 1.0, limit: float = 0.0) -> Tensor:
+    """One step of SGD on each example of the batch in turn, in place; of the whole way, the fraction `keep` is gone.
+
+        theta_0 = weights;  theta_i = theta_{i-1} - rates_i * clip(grad l(theta_{i-1}; example i))
+        weights <- theta_0 + keep * (theta_n - theta_0)
+
+    Args:
+        rates: broadcasts to [replicas, batch].
+        limit: largest L2 norm of each gradient; 0 for none.
+
+    Returns: the loss of each example at the time of its step, [replicas, batch].
+    """
+    if hasattr(network, "sgd_chain_") and not limit:
+        with torch.no_grad():
+            return network.sgd_chain_(weights, batch, rates, keep)
+    theta, gradient, losses = weights.clone(), torch.empty_like(weights), []
+    for example, rate in zip(batch.split(batch.size), rates.expand_as(batch.y).T, strict=True):
+        loss, _ = loss_and_gradient(network, theta, example, out=gradient)
+        theta.addcmul_(clip_by_norm_(gradient, limit), rate[:, None], value=-1)
+        losses.append(loss)
+    weights.lerp_(theta, keep)
+    return torch.stack(losses, dim=1)
 
 
 def differentiable_gradient(network, weights: Tensor, batch: Batch) -> Tensor:

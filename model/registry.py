@@ -5,10 +5,11 @@ import dataclasses
 from model.er import ER, EROptions
 from model.learner import Learner
 from model.lookahead import LookaheadMAML, LookaheadOptions
+from model.mer import MER, MERAlg6, MERAlg6Options, MERAlg7, MERAlg7Options, MEROptions
 from model.online import Online, OnlineOptions
 
 LA_MAML = "Gupta, Yadav, Paull 2020, La-MAML: Look-ahead Meta Learning for Continual Learning (arXiv 2007.13904)"
-MER = (
+RIEMER = (
     "Riemer et al. 2019, Learning to Learn without Forgetting by Maximizing Transfer and Minimizing Interference"
     " (arXiv 1810.11910)"
 )
@@ -60,12 +61,39 @@ ALGORITHMS: dict[str, Algorithm] = {
             ER,
             EROptions,
             "experience replay from a reservoir",
-            MER + ", Algorithm 4",
+            RIEMER + ", Algorithm 4",
             as_published={**_REPLAY_2020, "remember": "every_epoch"},
             aliases=("eralg4",),
         ),
         Algorithm(
-            "online", Online, OnlineOptions, "SGD on each batch as it comes: the floor", MER, aliases=("single",)
+            "mer",
+            MER,
+            MEROptions,
+            "meta-experience replay: Reptile within and across batches of single-example steps",
+            RIEMER + ", Algorithm 1",
+            as_published=_REPLAY_2020,
+            aliases=("meralg1",),
+        ),
+        Algorithm(
+            "mer_alg6",
+            MERAlg6,
+            MERAlg6Options,
+            "meta-experience replay with one Reptile step, the incoming example last",
+            RIEMER + ", Algorithm 6",
+            as_published=_REPLAY_2020,
+            aliases=("meralg6",),
+        ),
+        Algorithm(
+            "mer_alg7",
+            MERAlg7,
+            MERAlg7Options,
+            "meta-experience replay with one Reptile step, a larger rate for the incoming example",
+            RIEMER + ", Algorithm 7",
+            as_published=_REPLAY_2020,
+            aliases=("meralg7",),
+        ),
+        Algorithm(
+            "online", Online, OnlineOptions, "SGD on each batch as it comes: the floor", RIEMER, aliases=("single",)
         ),
         Algorithm(
             "iid",

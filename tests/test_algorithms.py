@@ -26,6 +26,9 @@ ROWS = {
         "inner_steps": 2,
     },
     "lamaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.1, "opt_lr": 0.2},
+    "mer": {"memories": 12, "replay_batch_size": 4, "lr": 0.1, "beta": 0.3, "gamma": 0.8, "batches_per_example": 2},
+    "mer_alg6": {"memories": 12, "replay_batch_size": 4, "lr": 0.1, "gamma": 0.3, "batches_per_example": 2},
+    "mer_alg7": {"memories": 12, "replay_batch_size": 4, "lr": 0.1, "gamma": 0.3, "s": 2.0},
 }
 
 #: name -> changes of single options, each of which must change what is learnt.
@@ -46,6 +49,12 @@ EFFECTS = {
         {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False}, {"use_old_task_memory": True},
         {"learn_lr": False}, {"sync_update": True}, {"opt_lr": 5.0, "inner_rates": "raw"},
     ],
+    "mer": [
+        {"lr": 0.2}, {"beta": 0.5}, {"gamma": 1.0}, {"batches_per_example": 1}, {"memories": 5}, {"replay_batch_size": 2},
+        {"reservoir": "inclusive"}, {"replacement": True}, {"grad_clip_norm": 0.1},
+    ],
+    "mer_alg6": [{"lr": 0.2}, {"gamma": 1.0}, {"batches_per_example": 1}, {"grad_clip_norm": 0.1}, {"memories": 5}],
+    "mer_alg7": [{"lr": 0.2}, {"gamma": 1.0}, {"s": 1.0}, {"grad_clip_norm": 0.1}, {"memories": 5}],
 }  # fmt: skip
 
 EXACT = {"rtol": 0, "atol": 0}
