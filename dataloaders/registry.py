@@ -30,7 +30,8 @@ class Dataset:
     """One row of the registry.
 
     build: (options, data_path) -> Stream. options: the dataclass. presets: defaults where they differ from it.
-    published: name of a ready-made file that is used instead of `build` where it lies in data_path.
+    published: name of a ready-made file that is used instead of `build` where it lies in data_path. gives_task: a
+    learner is told which task an example is of, at test time too.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Dataset:
     citation: str
     presets: dict = dataclasses.field(default_factory=dict)
     published: str = ""
+    gives_task: bool = True
 
     def origin(self, data_path) -> str:
         """Where the stream's data come from: computed here, or the published file."""

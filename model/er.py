@@ -46,8 +46,25 @@ class ER(Learner):
             replayed = self.memory.sample(o.replay_batch_size)
             if self.alignment and glance == 0:
                 self.alignment.add(self.network, self.weights, batch, replayed)
-            loss, gradient = loss_and_gradient(self.network, self.weights, batch + replayed)
+            together = batch + replayed
+            weighting = self._weighting(together)
+            loss, gradient = loss_and_gradient(self.network, self.weights, together, weighting=weighting)
             self.weights.sub_(clip_by_norm_(gradient, o.grad_clip_norm), alpha=o.lr)
         if self.epoch == 0 or o.remember == "every_epoch":
             self.memory.add(batch)
         return loss
+
+    def _weighting(self, batch: Batch) -> Tensor | None:
+        """The weight of each example in the loss, [replicas, batch]; None for the mean."""
+        return None
+
+
+class ERTasks(ER):
+    """ER whose loss is the sum, over the tasks in M_k + B, of the mean loss on each task's examples.
+
+    Reference: Riemer et al. 2019, Algorithm 5. A task of which few examples were drawn weighs as much as any other.
+    """
+
+    def _weighting(self, batch: Batch) -> Tensor:
+        same = batch.t[:, :, None] == batch.t[:, None, :]
+        return 1 / same.sum(dim=2).to(self.weights.dtype)

@@ -16,8 +16,8 @@ def loss_and_gradient(
 
     Args:
         out: where the gradient is written: a fresh matrix at every inner step costs more than the arithmetic on it.
-        weighting: the loss is the sum over examples of weighting * cross-entropy; [replicas, batch] or a number. None
-            is the mean.
+        weighting: the loss is the sum over examples of weighting * cross-entropy; [replicas, batch], [batch] or a number.
+            None is the mean.
         targets: probabilities [replicas, batch, classes] to learn instead of batch.y.
     """
     if hasattr(network, "loss_and_gradient"):
@@ -29,16 +29,20 @@ def loss_and_gradient(
     return loss.detach(), gradient if out is None else out.copy_(gradient)
 
 
-def group_gradients(network, weights: Tensor, batch: Batch, groups: int) -> Tensor:
-    """Gradients of the mean loss of each of `groups` equal parts of the batch, [replicas, groups, parameters].
+def group_gradients(network, weights: Tensor, batch: Batch, groups: int, weighting=None) -> Tensor:
+    """Gradients of the loss of each of `groups` equal parts of the batch, [replicas, groups, parameters].
 
-    One part per example gives the gradient of every example.
+    The loss is the mean, or with weighting ([batch] or [replicas, batch]) the weighted sum. One part per example gives
+    the gradient of every example.
     """
     if hasattr(network, "group_gradients"):
         with torch.no_grad():
-            return network.group_gradients(weights, batch, groups)
-    parts = batch.split(groups)
-    return torch.stack([loss_and_gradient(network, weights, part)[1] for part in parts], dim=1)
+            return network.group_gradients(weights, batch, groups, weighting)
+    shares = (
+        [None] * groups if weighting is None else weighting.expand(batch.y.shape).split(batch.size // groups, dim=1)
+    )
+    parts = zip(batch.split(groups), shares, strict=True)
+    return torch.stack([loss_and_gradient(network, weights, part, weighting=w)[1] for part, w in parts], dim=1)
 
 
 def sgd_chain_(network, weights: Tensor, batch: Batch, rates: Tensor, keep: float = 1.0, limit: float = 0.0) -> Tensor:
@@ -72,10 +76,10 @@ def differentiable_gradient(network, weights: Tensor, batch: Batch) -> Tensor:
 
 
 def clip_by_norm_(gradient: Tensor, limit: float) -> Tensor:
-    """Scales each replica's gradient down, in place, to an L2 norm of at most `limit`; 0 leaves it as it is.
+    """Scales each gradient down, in place, to an L2 norm of at most `limit`; 0 leaves it as it is.
 
-    gradient: [replicas, parameters]; the norm is over all weights of a replica, which never sees another's.
+    gradient: [replicas, ..., parameters]; the norm is over all weights of a replica, which never sees another's.
     """
     if limit:
-        gradient *= limit / gradient.norm(dim=1, keepdim=True).clamp(min=limit)
+        gradient *= limit / gradient.norm(dim=-1, keepdim=True).clamp(min=limit)
     return gradient

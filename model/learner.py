@@ -95,6 +95,13 @@ class Learner(abc.ABC):
                 setattr(self, name, value)
 
 
+def the_task(t) -> int:
+    """t, for learners to whom tasks come one at a time and known; ValueError for mixed or unknown ones."""
+    if not isinstance(t, int):
+        raise ValueError(f"the task must be known and the same for the whole batch, not {t!r:.40}")
+    return t
+
+
 def _saved(value):
     if hasattr(value, "state_dict"):
         return copy.deepcopy(value.state_dict())

@@ -130,6 +130,10 @@ class LookaheadMAML(Learner):
         self.rates = torch.full_like(self.weights, options.alpha_init)
         self.memory = Reservoir(options.memories, self.random, options.reservoir, options.replacement)
 
+    @property
+    def learns_rates(self) -> bool:
+        return self.options.learn_lr
+
     def begin_task(self, t: int) -> None:
         if self.options.use_old_task_memory and t > 0 and self.options.snapshot == "copy":
             self.memory.freeze()
@@ -177,7 +181,7 @@ class LookaheadMAML(Learner):
 
     def statistics(self) -> dict[str, Tensor]:
         figures = super().statistics()
-        if self.alignment and self.options.learn_lr:
+        if self.alignment and self.learns_rates:
             for name, rates in self.network.layout.named(self.rates).items():
                 figures[f"rate_mean/{name}"] = rates.flatten(1).mean(dim=1)
                 figures[f"rate_std/{name}"] = rates.flatten(1).std(dim=1, correction=0)

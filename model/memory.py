@@ -1,10 +1,11 @@
-"""Replay memory: a uniform sample of everything seen, in preallocated tensors."""
+"""Memories in preallocated tensors: a uniform sample of everything seen, and the last examples of each task."""
 
 import dataclasses
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model.batch import Batch
 from utils.errors import UserError
@@ -25,11 +26,28 @@ class ReplayOptions:
     )
     replacement: bool = option(False, "draw replayed examples with replacement, as the 2020 code does")
 
-    def check(self, model: str) -> None:
+    def check(self, model: str, batch_size: int) -> None:
         """Refuses combinations that cannot work, in a sentence."""
         if self.replay_batch_size and not self.memories:
             raise UserError(
                 f"--memories 0 leaves {model} nothing to replay: give --memories 200, or choose --model online."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RingOptions:
+    """What every algorithm with a memory of its own for each task takes."""
+
+    n_memories: int = option(10, "examples kept of each task", low=0, high=10**8)
+
+    def check(self, model: str, batch_size: int) -> None:
+        """Refuses combinations that cannot work, in a sentence."""
+        if not self.n_memories:
+            raise UserError(f"--n_memories 0 leaves {model} nothing to remember: give --n_memories 10, for example.")
+        if batch_size > self.n_memories:
+            raise UserError(
+                f"--batch_size {batch_size} is more than the --n_memories {self.n_memories} that {model} keeps of each"
+                f" task: give --n_memories {batch_size}, or a smaller batch."
             )
 
 
@@ -111,6 +129,72 @@ class Reservoir:
         self.stored, self.frozen = (
             None if part is None else Batch(*(values.clone() for values in part)) for part in (stored, state["frozen"])
         )
+
+
+class TaskRings:
+    """The last `capacity` examples of every task, per replica (GEM's and EWC's memory).
+
+    Attributes:
+        stored: x [replicas, tasks * capacity, *input shape], y and t [replicas, tasks * capacity], task after task in
+            the order in which they were first seen; None before the first example.
+        filled: examples held of each of these tasks, the same in every replica.
+
+    The published memory has one write pointer for all tasks and reads cells that were never written when a task ends
+    early; here a task's examples are its own, whatever the batch size.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.tasks: list[int] = []
+        self.seen: list[int] = []
+        self.stored: Batch | None = None
+
+    @property
+    def filled(self) -> list[int]:
+        return [min(seen, self.capacity) for seen in self.seen]
+
+    def add(self, t: int, batch: Batch) -> None:
+        """Puts every example of the batch, all of task t, over the oldest of that task."""
+        if t not in self.tasks:
+            self.tasks.append(t)
+            self.seen.append(0)
+            room = Batch(*(part.new_zeros(part.shape[0], self.capacity, *part.shape[2:]) for part in batch))
+            self.stored = room if self.stored is None else self.stored + room
+        place = self.tasks.index(t)
+        numbers = torch.arange(self.seen[place], self.seen[place] + batch.size)[-self.capacity :]
+        slots = (place * self.capacity + numbers % self.capacity).to(batch.y.device)
+        for kept, new in zip(self.stored, batch, strict=True):
+            kept[:, slots] = new[:, -len(slots) :]
+        self.seen[place] += batch.size
+
+    def of(self, t: int) -> Batch:
+        """What is held of task t."""
+        place = self.tasks.index(t)
+        start = place * self.capacity
+        return Batch(*(part[:, start : start + self.filled[place]] for part in self.stored))
+
+    def before(self, t: int) -> tuple[Batch, Tensor, list[int]] | None:
+        """What is held of the tasks seen before t, whole rings; None if there are none.
+
+        Returns: the examples [replicas, tasks * capacity]; the weight of each in the mean loss of its task, 0 for
+        cells not yet written, [tasks * capacity]; and the tasks.
+        """
+        n = self.tasks.index(t) if t in self.tasks else len(self.tasks)
+        if not n:
+            return None
+        cells = torch.arange(self.capacity)
+        filled = torch.tensor(self.filled[:n])[:, None]
+        shares = (cells < filled).to(self.stored.x.dtype) / filled
+        earlier = Batch(*(part[:, : n * self.capacity] for part in self.stored))
+        return earlier, shares.flatten().to(self.stored.x.device), self.tasks[:n]
+
+    def state_dict(self) -> dict:
+        return {"tasks": list(self.tasks), "seen": list(self.seen), "stored": _plain(self.stored)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.tasks, self.seen = list(state["tasks"]), list(state["seen"])
+        stored = state["stored"]
+        self.stored = None if stored is None else Batch(*(values.clone() for values in stored))
 
 
 def _plain(batch: Batch | None) -> tuple | None:

@@ -57,7 +57,7 @@ class MLP:
     """
 
     def __init__(self, inputs: int, hidden: list[int], classes: int, init: str = "kaiming_normal"):
-        self.init = init
+        self.init, self.classes = init, classes
         self.widths = [inputs, *hidden, classes]
         shapes = {}
         for i, (fan_in, fan_out) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
@@ -119,11 +119,11 @@ class MLP:
         self._backpropagate(tensors, values, delta, gradient)
         return loss, gradient
 
-    def group_gradients(self, weights: Tensor, batch: Batch, groups: int) -> Tensor:
-        """Gradients of the mean loss of each of `groups` equal parts of the batch, [replicas, groups, parameters]."""
+    def group_gradients(self, weights: Tensor, batch: Batch, groups: int, weighting=None) -> Tensor:
+        """See model.gradients.group_gradients."""
         tensors = self.layout.tensors(weights)
         values = self._activations(tensors, batch.x)
-        _, delta = _output_delta(values[-1], batch, weighting=groups / batch.size)
+        _, delta = _output_delta(values[-1], batch, groups / batch.size if weighting is None else weighting)
         gradients = weights.new_empty(len(weights) * groups, weights.shape[1])
         self._backpropagate(tensors, values, delta, gradients)
         return gradients.view(len(weights), groups, -1)
@@ -199,7 +199,7 @@ def _output_delta(logits: Tensor, batch: Batch, weighting=None, targets=None) ->
     if weighting is None:
         weighting = 1 / batch.size
     if isinstance(weighting, Tensor):
-        return (losses * weighting).sum(dim=1), delta.mul_(weighting[:, :, None])
+        return (losses * weighting).sum(dim=1), delta.mul_(weighting[..., None])
     return losses.sum(dim=1) * weighting, delta.mul_(weighting)
 
 

@@ -1,12 +1,26 @@
 """Every algorithm by name: what it is called, what builds it, what it takes, and where it comes from."""
 
 import dataclasses
+from collections.abc import Callable
 
-from model.er import ER, EROptions
+from model.er import ER, EROptions, ERTasks
+from model.ewc import EWC, EWCOptions
+from model.gem import AGEM, GEM, AGEMOptions, GEMOptions
+from model.icarl import ICaRL, ICaRLOptions
+from model.la_er import LaER, LaEROptions
 from model.learner import Learner
 from model.lookahead import LookaheadMAML, LookaheadOptions
 from model.mer import MER, MERAlg6, MERAlg6Options, MERAlg7, MERAlg7Options, MEROptions
+from model.meta_bgd import MetaBGD, MetaBGDOptions
 from model.online import Online, OnlineOptions
+from model.per_task import (
+    Independent,
+    IndependentOptions,
+    TaskInput,
+    TaskInputOptions,
+    independent_network,
+    taskinput_network,
+)
 
 LA_MAML = "Gupta, Yadav, Paull 2020, La-MAML: Look-ahead Meta Learning for Continual Learning (arXiv 2007.13904)"
 RIEMER = (
@@ -21,7 +35,8 @@ class Algorithm:
 
     learner, options: the classes. presets: defaults of this algorithm where they differ from the options class.
     as_published: what --as_published sets, each an ordinary option that undoes one correction of ours.
-    joint: trained on all tasks mixed instead of one after the other. aliases: older names for it.
+    joint: trained on all tasks mixed instead of one after the other. needs_task: predicts only when it is told the task.
+    network: (the network that the options describe, number of tasks) -> the one it learns. aliases: older names for it.
     """
 
     name: str
@@ -32,6 +47,8 @@ class Algorithm:
     presets: dict = dataclasses.field(default_factory=dict)
     as_published: dict = dataclasses.field(default_factory=dict)
     joint: bool = False
+    needs_task: bool = False
+    network: Callable = lambda network, n_tasks: network
     aliases: tuple[str, ...] = ()
 
 
@@ -66,6 +83,31 @@ ALGORITHMS: dict[str, Algorithm] = {
             aliases=("eralg4",),
         ),
         Algorithm(
+            "er_tasks",
+            ERTasks,
+            EROptions,
+            "experience replay whose loss gives every task in the batch the same weight",
+            RIEMER + ", Algorithm 5",
+            as_published={**_REPLAY_2020, "remember": "every_epoch"},
+            aliases=("eralg5",),
+        ),
+        Algorithm(
+            "la_er",
+            LaER,
+            LaEROptions,
+            "La-ER: experience replay with per-parameter rates learned by looking ahead",
+            LA_MAML,
+            as_published={**_REPLAY_2020, "inner_rates": "raw", "remember": "every_epoch"},
+        ),
+        Algorithm(
+            "meta_bgd",
+            MetaBGD,
+            MetaBGDOptions,
+            "C-MAML's objective minimised by Bayesian gradient descent",
+            LA_MAML + "; Zeno et al. 2018, Task Agnostic Continual Learning Using Online Variational Bayes",
+            as_published={**_REPLAY_2020, "bgd_scale": "incoming", "sample_rates": True, "inner_rates": "raw"},
+        ),
+        Algorithm(
             "mer",
             MER,
             MEROptions,
@@ -91,6 +133,56 @@ ALGORITHMS: dict[str, Algorithm] = {
             RIEMER + ", Algorithm 7",
             as_published=_REPLAY_2020,
             aliases=("meralg7",),
+        ),
+        Algorithm(
+            "gem",
+            GEM,
+            GEMOptions,
+            "gradient episodic memory: steps that raise the loss of no old task",
+            "Lopez-Paz and Ranzato 2017, Gradient Episodic Memory for Continual Learning (arXiv 1706.08840)",
+            as_published={"ridge": "absolute"},
+        ),
+        Algorithm(
+            "agem",
+            AGEM,
+            AGEMOptions,
+            "averaged GEM: steps that do not raise the loss on a random batch of the memory",
+            "Chaudhry et al. 2019, Efficient Lifelong Learning with A-GEM (arXiv 1812.00420)",
+            as_published={"reference": "task_mean", "protect_first_task": False},
+        ),
+        Algorithm(
+            "ewc",
+            EWC,
+            EWCOptions,
+            "elastic weight consolidation: weights that mattered are held where they were",
+            "Kirkpatrick et al. 2017, Overcoming catastrophic forgetting in neural networks (arXiv 1612.00796)",
+            as_published={"fisher": "square_of_mean", "keep": "first"},
+        ),
+        Algorithm(
+            "icarl",
+            ICaRL,
+            ICaRLOptions,
+            "iCaRL: nearest mean of exemplars in a feature space kept by distillation",
+            "Rebuffi et al. 2017, iCaRL: Incremental Classifier and Representation Learning (arXiv 1611.07725)",
+            as_published={"features": "logits"},
+        ),
+        Algorithm(
+            "independent",
+            Independent,
+            IndependentOptions,
+            "a small network of its own for every task",
+            RIEMER,
+            needs_task=True,
+            network=independent_network,
+        ),
+        Algorithm(
+            "taskinput",
+            TaskInput,
+            TaskInputOptions,
+            "one network with an input layer of its own for every task",
+            RIEMER,
+            needs_task=True,
+            network=taskinput_network,
         ),
         Algorithm(
             "online", Online, OnlineOptions, "SGD on each batch as it comes: the floor", RIEMER, aliases=("single",)

@@ -26,6 +26,22 @@ ROWS = {
         "inner_steps": 2,
     },
     "lamaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.1, "opt_lr": 0.2},
+    "er_tasks": {"lr": 0.1, "memories": 12, "replay_batch_size": 6, "glances": 2},
+    "la_er": {"memories": 12, "replay_batch_size": 6, "glances": 2, "inner_steps": 2},
+    "meta_bgd": {
+        "memories": 12,
+        "replay_batch_size": 6,
+        "glances": 2,
+        "inner_steps": 2,
+        "mean_eta": 8.0,
+        "std_init": 0.05,
+    },
+    "gem": {"lr": 0.2, "n_memories": 4, "glances": 2, "memory_strength": 0.1},
+    "agem": {"lr": 0.2, "n_memories": 4, "replay_batch_size": 3, "glances": 2},
+    "ewc": {"lr": 0.1, "n_memories": 5, "memory_strength": 5.0},
+    "icarl": {"lr": 0.1, "n_memories": 6, "glances": 2},
+    "independent": {"lr": 0.2},
+    "taskinput": {"lr": 0.1},
     "mer": {"memories": 12, "replay_batch_size": 4, "lr": 0.1, "beta": 0.3, "gamma": 0.8, "batches_per_example": 2},
     "mer_alg6": {"memories": 12, "replay_batch_size": 4, "lr": 0.1, "gamma": 0.3, "batches_per_example": 2},
     "mer_alg7": {"memories": 12, "replay_batch_size": 4, "lr": 0.1, "gamma": 0.3, "s": 2.0},
@@ -49,6 +65,32 @@ EFFECTS = {
         {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False}, {"use_old_task_memory": True},
         {"learn_lr": False}, {"sync_update": True}, {"opt_lr": 5.0, "inner_rates": "raw"},
     ],
+    "er_tasks": [{"lr": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"glances": 1}, {"grad_clip_norm": 0.1}],
+    "la_er": [
+        {"alpha_init": 0.2}, {"opt_lr": 0.5}, {"glances": 1}, {"inner_steps": 1}, {"second_order": True}, {"memories": 5},
+        {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False}, {"opt_lr": 5.0, "inner_rates": "raw"},
+        {"remember": "every_epoch"},
+    ],
+    "meta_bgd": [
+        {"alpha_init": 0.2}, {"glances": 1}, {"inner_steps": 1}, {"second_order": False}, {"memories": 5},
+        {"grad_clip_norm": 0.1}, {"train_mc_iters": 3}, {"std_init": 0.1}, {"mean_eta": 4.0}, {"bgd_scale": "incoming"},
+        {"sample_rates": True}, {"sample_rates": True, "std_init": 0.2}, {"sample_rates": True, "std_init": 0.2, "inner_rates": "raw"},
+    ],
+    "gem": [
+        {"lr": 0.1}, {"n_memories": 2}, {"glances": 1}, {"grad_clip_norm": 0.1}, {"memory_strength": 1.0},
+        {"ridge": "absolute"},
+    ],
+    "agem": [
+        {"lr": 0.1}, {"n_memories": 2}, {"replay_batch_size": 1}, {"glances": 1}, {"grad_clip_norm": 0.1},
+        {"reference": "task_mean"}, {"protect_first_task": False}, {"reference": "task_mean", "protect_first_task": False},
+    ],
+    "ewc": [{"lr": 0.2}, {"n_memories": 4}, {"memory_strength": 1.0}, {"fisher": "square_of_mean"}, {"keep": "first"}],
+    "icarl": [
+        {"lr": 0.2}, {"n_memories": 3}, {"memory_strength": 3.0}, {"glances": 1}, {"grad_clip_norm": 0.1},
+        {"features": "logits"},
+    ],
+    "independent": [{"lr": 0.1}, {"finetune": False}],
+    "taskinput": [{"lr": 0.2}],
     "mer": [
         {"lr": 0.2}, {"beta": 0.5}, {"gamma": 1.0}, {"batches_per_example": 1}, {"memories": 5}, {"replay_batch_size": 2},
         {"reservoir": "inclusive"}, {"replacement": True}, {"grad_clip_norm": 0.1},
@@ -64,7 +106,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 def build(name, seeds=(0, 1, 2), **changes):
     algorithm = ALGORITHMS[name]
     options = algorithm.options(**{**algorithm.presets, **ROWS[name], **changes})
-    return algorithm.learner(MLP(5, [8], 3), options, seeds)
+    return algorithm.learner(algorithm.network(MLP(5, [8], 3), 2), options, seeds)
 
 
 def stream(seeds, tasks=2, batches=6, batch=4):
@@ -210,7 +252,11 @@ def test_predicting_changes_nothing(name):
     torch.save(learner.state_dict(), before)
     x, t, _ = next(stream(learner.seeds))
     assert learner.predict(x, t).shape == (3, 4, 3)
-    learner.predict(x)
+    if ALGORITHMS[name].needs_task:
+        with pytest.raises(ValueError, match="the task must be known"):
+            learner.predict(x)
+    else:
+        assert learner.predict(x).isfinite().all()
     learner.statistics()
     after = io.BytesIO()
     torch.save(learner.state_dict(), after)

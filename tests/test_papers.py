@@ -53,7 +53,7 @@ def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
     assert pending() == [line]
 
 
-@pytest.mark.parametrize(("codes", "runs", "result"), [([0, 3, 0], 7, 3), ([0, 130], 2, 130), ([], 7, 0)])
+@pytest.mark.parametrize(("codes", "runs", "result"), [([0, 3, 0], None, 3), ([0, 130], 2, 130), ([], None, 0)])
 def test_a_failed_row_is_told_at_the_end_and_ctrl_c_ends_all(codes, runs, result, tmp_path, monkeypatch):
     asked = []
 
@@ -63,7 +63,7 @@ def test_a_failed_row_is_told_at_the_end_and_ctrl_c_ends_all(codes, runs, result
 
     monkeypatch.setattr("utils.experiments.subprocess.run", run)
     assert experiments.main(["all", "mnist_manypermutations", "--log_dir", str(tmp_path)]) == result
-    assert len(asked) == runs
+    assert len(asked) == (runs or sum(row.dataset == "mnist_manypermutations" for row in ROWS))
 
 
 @pytest.mark.parametrize(

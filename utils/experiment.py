@@ -37,6 +37,7 @@ def _run(config: Config) -> Result:
     phases = [list(range(stream.n_tasks))] if config.algorithm.joint else [[t] for t in range(stream.n_tasks)]
     learned_at = np.array([phase for t in range(stream.n_tasks) for phase, tasks in enumerate(phases) if t in tasks])
     network = build_network(config.network, stream.input_shape, stream.n_classes)
+    network = config.algorithm.network(network, stream.n_tasks)
     learner = config.algorithm.learner(network, config.learner, config.seeds, device=device)
     if config.run.log_alignment:
         learner.watch_alignment()

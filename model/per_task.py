@@ -1,0 +1,97 @@
+"""Networks with weights of their own for every task: `independent` and `taskinput`."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from model.batch import Batch
+from model.gradients import loss_and_gradient
+from model.learner import Learner, the_task
+from model.networks import MLP, Layout
+from utils.options import option
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskInputOptions:
+    lr: float = option(0.01, "learning rate of SGD", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class IndependentOptions(TaskInputOptions):
+    finetune: bool = option(True, "start the network of each task from that of the task before it")
+
+
+class PerTaskMLP:
+    """One MLP per task, the last layers being common to all.
+
+    Args:
+        mlp: the network of one task. n_tasks: how many of it. own_layers: how many of its layers, counted from the
+            input, each task has for itself.
+    """
+
+    def __init__(self, mlp: MLP, n_tasks: int, own_layers: int):
+        self.mlp, self.n_tasks, self.classes = mlp, n_tasks, mlp.classes
+        shapes = list(mlp.layout.shapes.items())
+        own, shared = shapes[: 2 * own_layers], shapes[2 * own_layers :]
+        self.own = Layout(dict(own)).parameters
+        self.layout = Layout(
+            {**{f"task{t}.{name}": shape for t in range(n_tasks) for name, shape in own}, **dict(shared)}
+        )
+
+    def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:
+        """[replicas, parameters]; the shared part is drawn first, so it does not depend on the number of tasks."""
+        first = self.mlp.initial_weights(rngs, dtype)
+        others = [self.mlp.initial_weights(rngs, dtype)[:, : self.own] for _ in range(self.n_tasks - 1)]
+        return torch.cat([first[:, : self.own], *others, first[:, self.own :]], dim=1)
+
+    def parts(self, weights: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        """Views of task t's own weights and of the shared ones, [replicas, ...]."""
+        return weights[:, t * self.own : (t + 1) * self.own], weights[:, self.n_tasks * self.own :]
+
+
+def independent_network(mlp: MLP, n_tasks: int) -> PerTaskMLP:
+    """All layers per task, 1/n_tasks of the hidden units each (at least 1), as in MER's code."""
+    hidden = [max(1, width // n_tasks) for width in mlp.widths[1:-1]]
+    return PerTaskMLP(MLP(mlp.widths[0], hidden, mlp.classes, mlp.init), n_tasks, len(hidden) + 1)
+
+
+def taskinput_network(mlp: MLP, n_tasks: int) -> PerTaskMLP:
+    """The first layer per task, the others shared."""
+    return PerTaskMLP(mlp, n_tasks, 1)
+
+
+class TaskInput(Learner):
+    """theta_t <- theta_t - lr * grad l(theta_t; B), theta_t being the shared weights and those of B's task.
+
+    Reference: "task input" of Riemer et al. 2019, table 1, after "multimodal" of Lopez-Paz and Ranzato 2017: every task
+    has an input layer of its own. Needs to know the task at test time too.
+    """
+
+    network: PerTaskMLP
+
+    def _weights_of(self, t: int) -> Tensor:
+        return torch.cat(self.network.parts(self.weights, t), dim=1)
+
+    def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
+        own, shared = self.network.parts(self.weights, the_task(t))
+        loss, gradient = loss_and_gradient(self.network.mlp, self._weights_of(t), Batch.of(x, y, t))
+        own.sub_(gradient[:, : self.network.own], alpha=self.options.lr)
+        shared.sub_(gradient[:, self.network.own :], alpha=self.options.lr)
+        return loss
+
+    def predict(self, x: Tensor, t: int | None = None) -> Tensor:
+        with torch.no_grad():
+            return self.network.mlp(self._weights_of(the_task(t)), x)
+
+
+class Independent(TaskInput):
+    """The same with a small network for every task and nothing shared (Riemer et al. 2019, table 1).
+
+    With finetune, task t starts from the weights of task t-1; learning it never changes those.
+    """
+
+    def begin_task(self, t: int) -> None:
+        if self.options.finetune and t > 0:
+            own, _ = self.network.parts(self.weights, t)
+            own.copy_(self.network.parts(self.weights, t - 1)[0])
