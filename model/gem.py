@@ -38,8 +38,8 @@ class GEMOptions(_ProjectionOptions):
     )
     ridge: Literal["relative", "absolute"] = option(
         "relative",
-        "what keeps the programme positive definite: 1e-6 of the mean of the diagonal, or 1e-3 whatever the scale of the"
-        " gradients, as the 2020 code",
+        "what keeps the programme positive definite: 1e-6 of the mean of the diagonal, or 1e-3 whatever the scale of"
+        " the gradients, as the 2020 code",
     )
 
 
@@ -50,8 +50,8 @@ class AGEMOptions(_ProjectionOptions):
     )
     reference: Literal["memory_batch", "task_mean"] = option(
         "memory_batch",
-        "gradient on a random batch of the memory, or the mean over old tasks of the gradient on all that is kept of each,"
-        " as the 2020 code",
+        "gradient on a random batch of the memory, or the mean over old tasks of the gradient on all that is kept of"
+        " each, as the 2020 code",
     )
     protect_first_task: bool = option(True, "off: the first task is left out of the memory, as in the 2020 code")
 
@@ -136,7 +136,7 @@ class _Projected(Learner):
         raise NotImplementedError
 
     def _task_gradients(self, t: int, skip: int = 0) -> Tensor | None:
-        """Clipped gradients on what is kept of every task before t but the first `skip`, [replicas, tasks, parameters]."""
+        """Clipped gradients on the memory of each task before t but the first `skip`, [replicas, tasks, parameters]."""
         earlier = self.memory.before(t)
         if earlier is None or len(earlier[2]) <= skip:
             return None
@@ -183,7 +183,7 @@ class AGEM(_Projected):
         earlier = self.memory.before(t)
         if earlier is None:
             return None
-        kept, shares, tasks = earlier
+        kept, shares, _ = earlier
         written = shares.cpu().nonzero()[:, 0].numpy()
         if not self.options.protect_first_task:
             written = written[written >= self.memory.capacity]

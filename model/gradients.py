@@ -16,8 +16,8 @@ def loss_and_gradient(
 
     Args:
         out: where the gradient is written: a fresh matrix at every inner step costs more than the arithmetic on it.
-        weighting: the loss is the sum over examples of weighting * cross-entropy; [replicas, batch], [batch] or a number.
-            None is the mean.
+        weighting: the loss is the sum over examples of weighting * cross-entropy; [replicas, batch], [batch] or a
+            number. None is the mean.
         targets: probabilities [replicas, batch, classes] to learn instead of batch.y.
     """
     if hasattr(network, "loss_and_gradient"):

@@ -30,7 +30,7 @@ class ICaRLOptions:
     grad_clip_norm: float = option(2.0, "largest L2 norm of a gradient; 0 turns clipping off", low=0)
     features: Literal["penultimate", "logits"] = option(
         "penultimate",
-        "space of the class means: normalised outputs of the last hidden layer, or unnormalised logits as the 2020 code",
+        "space of the class means: normalised outputs of the last hidden layer, or plain logits, as the 2020 code",
     )
 
     def check(self, model: str, batch_size: int) -> None:
@@ -107,10 +107,11 @@ class ICaRL(Learner):
     where the second term is the mean over one random exemplar of every class, and q what the network said of it when
     the last task ended. Predictions are the nearest class mean of exemplars: -|phi(x) - mu_c|^2.
 
-    At the end of each task n_memories / (classes seen) exemplars of every class are chosen by herding; classes that were
-    not in the task lose those chosen last. Rebuffi et al. 2017, Algorithms 1 to 5, with the training loss of the 2020
-    code. Where tasks share their classes (MNIST's streams), candidates are the new examples and the old exemplars, and
-    the target is the mean over tasks of the class: the old exemplars' mean counts once for every task before.
+    At the end of each task n_memories / (classes seen) exemplars of every class are chosen by herding; classes that
+    were not in the task lose those chosen last. Rebuffi et al. 2017, Algorithms 1 to 5, with the training loss of the
+    2020 code. Where tasks share their classes (MNIST's streams), candidates are the new examples and the old
+    exemplars, and the target is the mean over tasks of the class: the old exemplars' mean counts once for every
+    task before.
     """
 
     state = (*Learner.state, "exemplars", "pool", "tasks_seen")
@@ -118,8 +119,8 @@ class ICaRL(Learner):
     def __init__(self, network, options: ICaRLOptions, seeds, **where):
         if options.n_memories < network.classes:
             raise UserError(
-                f"--n_memories {options.n_memories} is less than one exemplar for each of {network.classes} classes: give"
-                f" at least {network.classes}."
+                f"--n_memories {options.n_memories} is less than one exemplar for each of {network.classes} classes:"
+                f" give at least {network.classes}."
             )
         super().__init__(network, options, seeds, **where)
         self.exemplars, self.pool = Exemplars(), Pool()

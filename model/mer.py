@@ -102,7 +102,7 @@ class MER(_MER):
 
 
 class MERAlg6(_MER):
-    """Algorithm 6: one interpolation, with gamma, after a chain over the replayed examples and then the incoming one."""
+    """Algorithm 6: a chain over the replayed examples and then the incoming one, and one interpolation, with gamma."""
 
     def _learn(self, example: Batch) -> Tensor:
         for repetition in range(self.options.batches_per_example):
@@ -122,9 +122,13 @@ class MERAlg7(_MER):
 
     def _learn(self, example: Batch) -> Tensor:
         batch = example + self._replayed(example)
-        orders = np.stack([rng.permutation(batch.size) for rng in self.random["chain order"]])
-        places = torch.from_numpy(orders).to(batch.y.device)
-        incoming = places == 0
+        order = self._orders(batch)
+        incoming = order == 0
         factors = torch.where(incoming, self.options.s, 1.0).to(self.weights.dtype)
-        losses = self._chain(batch.take(places), self.options.gamma, factors)
+        losses = self._chain(batch.take(order), self.options.gamma, factors)
         return losses[incoming]
+
+    def _orders(self, batch: Batch) -> Tensor:
+        """A fresh order of the batch for each replica, [replicas, batch]."""
+        orders = np.stack([rng.permutation(batch.size) for rng in self.random["chain order"]])
+        return torch.from_numpy(orders).to(batch.y.device)

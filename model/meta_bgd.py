@@ -84,8 +84,8 @@ class MetaBGDOptions(ReplayOptions):
     mean_eta: float = option(1.0, "eta, the factor on the steps of the means", above=0)
     bgd_scale: Literal["meta_set", "incoming"] = option(
         "meta_set",
-        "a summed loss is the mean loss times the examples it is the mean of; the 2020 code multiplies by the size of the"
-        " incoming batch only",
+        "a summed loss is the mean loss times the examples it is the mean of; the 2020 code multiplies by the size of"
+        " the incoming batch only",
     )
     sample_rates: bool = option(False, "also treat the inner rates as Gaussians and learn them, as the 2020 code does")
     inner_rates: Literal["relu", "raw"] = option("relu", "raw lets a rate drawn negative ascend, as the 2020 code")

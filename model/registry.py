@@ -35,8 +35,8 @@ class Algorithm:
 
     learner, options: the classes. presets: defaults of this algorithm where they differ from the options class.
     as_published: what --as_published sets, each an ordinary option that undoes one correction of ours.
-    joint: trained on all tasks mixed instead of one after the other. needs_task: predicts only when it is told the task.
-    network: (the network that the options describe, number of tasks) -> the one it learns. aliases: older names for it.
+    joint: trained on all tasks mixed instead of one after the other. needs_task: predicts only if it is told the task.
+    network: (the network that the options describe, number of tasks) -> the one it learns. aliases: older names.
     """
 
     name: str

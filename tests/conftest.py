@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from main import main
+from model.memory import Reservoir
 
 torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
 
@@ -43,3 +44,22 @@ def refused(capsys):
         return message
 
     return refused
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What the learner asked of its memory, in order: ("sample", batch or None) and ("add", batch)."""
+    seen = []
+    sample, add = Reservoir.sample, Reservoir.add
+
+    def spy_sample(memory, n):
+        seen.append(("sample", drawn := sample(memory, n)))
+        return drawn
+
+    def spy_add(memory, batch):
+        seen.append(("add", batch))
+        add(memory, batch)
+
+    monkeypatch.setattr(Reservoir, "sample", spy_sample)
+    monkeypatch.setattr(Reservoir, "add", spy_add)
+    return seen

@@ -56,9 +56,7 @@ EFFECTS = {
         {"glances": 1}, {"grad_clip_norm": 0.1}, {"lr": 0.3, "grad_clip_norm": 0.0}, {"remember": "every_epoch"},
     ],
     "cmaml": [{"opt_wt": 0.05}, {"alpha_init": 0.1}, {"use_old_task_memory": False}, {"snapshot": "live"}],
-    "sync": [
-        {"opt_wt": 0.05}, {"opt_lr": 0.5}, {"second_order": False}, {"inner_steps": 0}, {"sync_update": False},
-    ],
+    "sync": [{"opt_wt": 0.05}, {"opt_lr": 0.5}, {"second_order": False}, {"inner_steps": 0}, {"sync_update": False}],
     "lamaml": [
         {"opt_lr": 0.1}, {"alpha_init": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"reservoir": "inclusive"},
         {"replacement": True}, {"glances": 1}, {"inner_steps": 2}, {"second_order": True}, {"meta_loss": "last"},
@@ -67,14 +65,15 @@ EFFECTS = {
     ],
     "er_tasks": [{"lr": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"glances": 1}, {"grad_clip_norm": 0.1}],
     "la_er": [
-        {"alpha_init": 0.2}, {"opt_lr": 0.5}, {"glances": 1}, {"inner_steps": 1}, {"second_order": True}, {"memories": 5},
-        {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False}, {"opt_lr": 5.0, "inner_rates": "raw"},
-        {"remember": "every_epoch"},
+        {"alpha_init": 0.2}, {"opt_lr": 0.5}, {"glances": 1}, {"inner_steps": 1}, {"second_order": True},
+        {"memories": 5}, {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False},
+        {"opt_lr": 5.0, "inner_rates": "raw"}, {"remember": "every_epoch"},
     ],
     "meta_bgd": [
         {"alpha_init": 0.2}, {"glances": 1}, {"inner_steps": 1}, {"second_order": False}, {"memories": 5},
-        {"grad_clip_norm": 0.1}, {"train_mc_iters": 3}, {"std_init": 0.1}, {"mean_eta": 4.0}, {"bgd_scale": "incoming"},
-        {"sample_rates": True}, {"sample_rates": True, "std_init": 0.2}, {"sample_rates": True, "std_init": 0.2, "inner_rates": "raw"},
+        {"grad_clip_norm": 0.1}, {"train_mc_iters": 3}, {"std_init": 0.1}, {"mean_eta": 4.0},
+        {"bgd_scale": "incoming"}, {"sample_rates": True}, {"sample_rates": True, "std_init": 0.2},
+        {"sample_rates": True, "std_init": 0.2, "inner_rates": "raw"},
     ],
     "gem": [
         {"lr": 0.1}, {"n_memories": 2}, {"glances": 1}, {"grad_clip_norm": 0.1}, {"memory_strength": 1.0},
@@ -82,7 +81,8 @@ EFFECTS = {
     ],
     "agem": [
         {"lr": 0.1}, {"n_memories": 2}, {"replay_batch_size": 1}, {"glances": 1}, {"grad_clip_norm": 0.1},
-        {"reference": "task_mean"}, {"protect_first_task": False}, {"reference": "task_mean", "protect_first_task": False},
+        {"reference": "task_mean"}, {"protect_first_task": False},
+        {"reference": "task_mean", "protect_first_task": False},
     ],
     "ewc": [{"lr": 0.2}, {"n_memories": 4}, {"memory_strength": 1.0}, {"fisher": "square_of_mean"}, {"keep": "first"}],
     "icarl": [
@@ -92,8 +92,8 @@ EFFECTS = {
     "independent": [{"lr": 0.1}, {"finetune": False}],
     "taskinput": [{"lr": 0.2}],
     "mer": [
-        {"lr": 0.2}, {"beta": 0.5}, {"gamma": 1.0}, {"batches_per_example": 1}, {"memories": 5}, {"replay_batch_size": 2},
-        {"reservoir": "inclusive"}, {"replacement": True}, {"grad_clip_norm": 0.1},
+        {"lr": 0.2}, {"beta": 0.5}, {"gamma": 1.0}, {"batches_per_example": 1}, {"memories": 5},
+        {"replay_batch_size": 2}, {"reservoir": "inclusive"}, {"replacement": True}, {"grad_clip_norm": 0.1},
     ],
     "mer_alg6": [{"lr": 0.2}, {"gamma": 1.0}, {"batches_per_example": 1}, {"grad_clip_norm": 0.1}, {"memories": 5}],
     "mer_alg7": [{"lr": 0.2}, {"gamma": 1.0}, {"s": 1.0}, {"grad_clip_norm": 0.1}, {"memories": 5}],

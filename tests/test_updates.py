@@ -11,66 +11,8 @@ from torch.nn import functional as F
 
 from model.er import ER, EROptions
 from model.lookahead import LookaheadMAML, LookaheadOptions
-from model.memory import Reservoir
-from model.networks import MLP
 from model.online import Online, OnlineOptions
-
-SEEDS = (0, 1)
-NETWORK = MLP(4, [5], 3)
-
-
-def batches(n=3, size=4):
-    for i in range(n):
-        rng = np.random.default_rng(i)
-        x = torch.from_numpy(rng.normal(0, 2, (len(SEEDS), size, 4)))
-        yield x, torch.from_numpy(rng.integers(0, 3, (len(SEEDS), size)))
-
-
-def tensors(flat, replica):
-    """The layers' tensors of one replica, as separate float64 tensors."""
-    return [tensor[replica].clone() for tensor in NETWORK.layout.tensors(flat)]
-
-
-def loss_of(weights, x, y):
-    w1, b1, w2, b2 = weights
-    return F.cross_entropy(F.linear(F.relu(F.linear(x, w1, b1)), w2, b2), y)
-
-
-def clipped(gradients, limit):
-    norm = torch.sqrt(sum((g**2).sum() for g in gradients))
-    return [g * min(1.0, limit / float(norm)) if limit else g for g in gradients]
-
-
-@pytest.fixture
-def events(monkeypatch):
-    """What the learner asked of its memory, in order: ("sample", batch or None) and ("add", batch)."""
-    seen = []
-    sample, add = Reservoir.sample, Reservoir.add
-
-    def spy_sample(memory, n):
-        seen.append(("sample", drawn := sample(memory, n)))
-        return drawn
-
-    def spy_add(memory, batch):
-        seen.append(("add", batch))
-        add(memory, batch)
-
-    monkeypatch.setattr(Reservoir, "sample", spy_sample)
-    monkeypatch.setattr(Reservoir, "add", spy_add)
-    return seen
-
-
-def taken(events, kind):
-    found = [batch for name, batch in events if name == kind]
-    events.clear()
-    return found
-
-
-def together(drawn, replica, x, y):
-    """The replayed examples, if any, and the incoming ones."""
-    if drawn is None:
-        return x, y
-    return torch.cat([drawn.x[replica], x]), torch.cat([drawn.y[replica], y])
+from tests.naive import NETWORK, SEEDS, batches, clipped, loss_of, taken, tensors, together
 
 
 def naive_glance(theta, alpha, x, y, meta_x, meta_y, o):

@@ -332,8 +332,8 @@ def _check(config: Config) -> None:
         )
     if config.algorithm.needs_task and not config.dataset.gives_task:
         raise UserError(
-            f"--model {config.algorithm.name} has weights of its own for every task, and {config.dataset.name} does not tell"
-            " the task: choose another --model, such as er, or another --dataset."
+            f"--model {config.algorithm.name} has weights of its own for every task, and {config.dataset.name} does not"
+            " tell the task: choose another --model, such as er, or another --dataset."
         )
     if hasattr(config.learner, "check"):
         config.learner.check(config.algorithm.name, run.batch_size)
