@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataloaders.registry import DATASETS
 from main import main
 from model.registry import ALGORITHMS
+from utils import papers
 from utils.config import configure, resolve
 from utils.errors import UserError
 
@@ -45,23 +47,47 @@ LAMAML = [
     ),
     ("mnist_manypermutations", 200, 500, 10, "--opt_lr 0.1 --alpha_init 0.1 --learn_lr", "lamaml"),
 ]
-# The lines of MER's mer_examples.sh for online learning and experience replay.
+# The 57 lines of MER's mer_examples.sh: common part, then what each experiment adds, stream by stream.
 MER_COMMON = (
     "--n_layers 2 --n_hiddens 100 --data_path data/ --save_path results/ --batch_size 1 --log_every 100"
     " --samples_per_task {n} --data_file {stream}.pt    --cuda no  --seed 0"
 )
+#: model -> its options, and for each line of it the stream (r, p, m) and their values.
+MER_TABLE = {
+    "online --lr {}": ["r .0003", "p .003", "m .003"],
+    "independent --lr {}": ["r .01", "p .01", "m .01"],
+    "ewc --lr {} --n_memories 10 --memory_strength {}": ["r .001 100.0", "p .01 10.0", "m .003 1.0"],
+    "gem --lr {} --n_memories {} --memory_strength {}": [
+        "r .01 256 1.0", "p .01 256 1.0", "m .01 51 0.0", "r .01 25 0.0", "p .01 25 1.0", "m .003 5 0.1", "r .01 10 0.0",
+        "p .01 10 0.0",
+    ],
+    "eralg4 --lr {} --memories {} --replay_batch_size {}": [
+        "r .1 5120 25", "p .1 5120 25", "m .1 5120 25", "r .1 500 5", "p .1 500 10", "m .1 500 25", "r .1 200 10",
+        "p .1 200 10",
+    ],
+    "eralg5 --lr {} --memories {} --replay_batch_size {}": [
+        "r .03 5120 100", "p .01 5120 25", "m .003 5120 10", "r .01 500 100", "p .01 500 25", "m .01 500 5",
+        "r .01 200 50", "p .01 200 10",
+    ],
+    "meralg1 --lr {} --beta {} --gamma 1.0 --memories {} --replay_batch_size {} --batches_per_example {}": [
+        "r .03 .03 5120 100 10", "p .03 .03 5120 100 10", "m .1 .01 5120 5 10", "r .1 .01 500 10 10",
+        "p .03 .03 500 25 10", "m .03 .03 500 5 10", "r .1 .01 200 10 5", "p .03 .03 200 10 10",
+    ],
+    "meralg6 --lr {} --gamma {} --memories {} --replay_batch_size {}": [
+        "r .03 .1 5120 100", "p .03 .1 5120 50", "m .03 .1 5120 25", "r .1 .03 500 10", "p .03 .3 500 10",
+        "m .1 .03 500 5", "r .1 .03 200 25", "p .1 .03 200 5",
+    ],
+    "meralg7 --lr {} --gamma {} --memories {} --replay_batch_size {} --s {}": [
+        "r .03 .03 5120 100 5", "p .01 .1 5120 100 10", "m .03 .03 5120 100 10", "r .03 .03 500 50 5",
+        "p .01 .1 500 25 10", "m .03 .03 500 5 10", "r .03 .03 200 50 5", "p .03 .1 200 5 2",
+    ],
+}  # fmt: skip
+MER_STREAMS = {"r": ("mnist_rotations", 1000), "p": ("mnist_permutations", 1000), "m": ("mnist_manypermutations", 200)}
+MER_NAMES = {"eralg4": "er", "eralg5": "er_tasks", "meralg1": "mer", "meralg6": "mer_alg6", "meralg7": "mer_alg7"}
 MER = [
-    ("mnist_rotations", 1000, "--model online --lr 0.0003"),
-    ("mnist_permutations", 1000, "--model online --lr 0.003"),
-    ("mnist_manypermutations", 200, "--model online --lr 0.003"),
-    ("mnist_rotations", 1000, "--model eralg4 --lr 0.1 --memories 5120 --replay_batch_size 25"),
-    ("mnist_permutations", 1000, "--model eralg4 --lr 0.1 --memories 5120 --replay_batch_size 25"),
-    ("mnist_manypermutations", 200, "--model eralg4 --lr 0.1 --memories 5120 --replay_batch_size 25"),
-    ("mnist_rotations", 1000, "--model eralg4 --lr 0.1 --memories 500 --replay_batch_size 5"),
-    ("mnist_permutations", 1000, "--model eralg4 --lr 0.1 --memories 500 --replay_batch_size 10"),
-    ("mnist_manypermutations", 200, "--model eralg4 --lr 0.1 --memories 500 --replay_batch_size 25"),
-    ("mnist_rotations", 1000, "--model eralg4 --lr 0.1 --memories 200 --replay_batch_size 10"),
-    ("mnist_permutations", 1000, "--model eralg4 --lr 0.1 --memories 200 --replay_batch_size 10"),
+    (*MER_STREAMS[line.split()[0]], "--model " + form.format(*line.split()[1:]))
+    for form, lines in MER_TABLE.items()
+    for line in lines
 ]
 
 
@@ -94,27 +120,43 @@ def test_lamaml_lines_mean_what_they_meant(row):
         }
 
 
-@pytest.mark.parametrize("row", MER)
+def test_the_table_holds_all_lines_of_mers_script():
+    assert len(set(MER)) == 57
+
+
+@pytest.mark.parametrize("row", MER, ids=lambda row: f"{row[0]} {row[2]}")
 def test_mer_lines_mean_what_they_meant(row):
+    """Every flag reaches its option, and the settings are those of a row of papers/mer.toml."""
+    stream, n, rest = row
     config = configure(mer_line(*row).split())
-    words = row[2].split()
-    assert config.algorithm.name == {"online": "online", "eralg4": "er"}[words[1]]
-    assert (config.dataset.name, config.run.batch_size, config.run.log_dir, config.run.device) == (
-        row[0],
-        1,
-        "results/",
-        "cpu",
-    )
-    assert (config.network.init, config.stream.samples_per_task) == ("xavier_uniform", row[1])
-    assert config.learner.lr == float(words[3])
-    if config.algorithm.name == "er":
-        assert (config.learner.memories, config.learner.replay_batch_size) == (int(words[5]), int(words[7]))
+    (_, model, *words) = rest.split()
+    assert config.algorithm.name == MER_NAMES.get(model, model)
+    assert (config.dataset.name, config.stream.samples_per_task, config.run.batch_size) == (stream, n, 1)
+    assert (config.run.log_dir, config.run.device, config.network.init) == ("results/", "cpu", "xavier_uniform")
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        assert config.values[flag.removeprefix("--")] == float(value)
+    same = [
+        r
+        for r in papers.rows()
+        if r.file == "papers/mer.toml" and (r.model, r.dataset) == (config.algorithm.name, stream)
+    ]
+    assert any(all(config.values[name] == value for name, value in r.settings.items()) for r in same)
+    if config.algorithm.name in ("er", "er_tasks"):
         assert (config.learner.grad_clip_norm, config.learner.glances) == (0, 1)
+
+
+def test_the_lines_of_mers_unit_tests_and_its_other_flags():
+    lines = [row for row in MER if row[0] == "mnist_rotations"]
+    assert all(configure(mer_line("mnist_rotations", 10, rest).split()) for _, _, rest in lines)
+    config = configure(f"{mer_line('mnist_rotations', 10, '--model independent --lr 0.01')} --finetune no".split())
+    assert config.learner.finetune is False
+    config = configure(f"{mer_line('mnist_rotations', 10, '--model taskinput --lr 0.01')} --shuffle_tasks no".split())
+    assert config.algorithm.name == "taskinput" and "shuffle_tasks" in config.notes[0]
 
 
 @pytest.mark.parametrize("line", PUBLISHED)
 def test_published_lines_run(line, mnist_data, tmp_path):
-    size = f"--samples_per_task 10 --n_tasks 2 --data_path {mnist_data} --log_dir {tmp_path}"
+    size = f"--samples_per_task 6 --n_tasks 2 --data_path {mnist_data} --log_dir {tmp_path} --log_every 0"
     assert main([*line.split(), *size.split()]).exit_code == 0
 
 
@@ -247,6 +289,22 @@ def test_help_names_every_flag_under_its_algorithms(capsys):
         ("--samples_per_task 4000", ["--samples_per_task 4000", "1198"]),
         ("--model online --log_alignment", ["--log_alignment", "online"]),
         ("--dataset mnist_rotations --data_path nowhere", ["nowhere", "get_data.py mnist"]),
+        ("--model gem --n_memories 0", ["--n_memories 0", "gem", "--n_memories 10"]),
+        ("--model agem --n_memories 0", ["--n_memories 0", "agem"]),
+        ("--model ewc --n_memories 0", ["--n_memories 0", "ewc"]),
+        ("--model icarl --n_memories 0", ["--n_memories 0", "icarl", "--n_memories 200"]),
+        ("--model gem --n_memories 5 --batch_size 6", ["--batch_size 6", "--n_memories 5", "--n_memories 6"]),
+        ("--model icarl --n_memories 9", ["--n_memories 9", "10 classes"]),
+        ("--model gem --solver cvxopt", ["--solver cvxopt", "quadprog or nnls"]),
+        ("--model mer --beta 1.5", ["--beta 1.5", "at most 1"]),
+        ("--model mer --gamma -0.1", ["--gamma -0.1", "at least 0"]),
+        ("--model mer_alg6 --beta 0.5", ["--beta", "mer", "not of mer_alg6"]),
+        ("--model mer --memories 0", ["--memories 0", "mer"]),
+        ("--model mer_alg7 --s 0", ["--s 0", "above 0"]),
+        ("--model ewc --memory_strength -1", ["--memory_strength -1", "at least 0"]),
+        ("--model agem --replay_batch_size 0", ["--replay_batch_size 0", "at least 1"]),
+        ("--model meta_bgd --std_init 0", ["--std_init 0", "above 0"]),
+        ("--model independent --memories 5", ["--memories", "not of independent"]),
         ("--log_dir /proc/nowhere", ["--log_dir /proc/nowhere", "writable"]),
     ],
 )
@@ -255,11 +313,26 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(line, parts, refused):
     assert all(part in message for part in parts), message
 
 
+@pytest.mark.parametrize("name", ["taskinput", "independent"])
+def test_a_stream_that_does_not_tell_the_task_is_refused(name, refused, monkeypatch):
+    monkeypatch.setitem(
+        DATASETS, "untold", dataclasses.replace(DATASETS["digits_rotations"], name="untold", gives_task=False)
+    )
+    message = refused(f"--model {name} --dataset untold")
+    assert all(part in message for part in (name, "untold", "the task", "--model"))
+    assert configure("--model er --dataset untold".split()).dataset.name == "untold"
+
+
 names = st.sampled_from([*ALGORITHMS, "eralg4", "nosuch"])
 words = st.sampled_from(["0", "-1", "1", "0.5", "nan", "inf", "1e400", "", "yes", "relu", "all", "١٢"])
 flags = st.sampled_from(
     [
         "lr",
+        "n_memories",
+        "memory_strength",
+        "beta",
+        "gamma",
+        "s",
         "memories",
         "glances",
         "alpha_init",

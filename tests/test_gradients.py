@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from model.batch import Batch
-from model.gradients import clip_by_norm_, loss_and_gradient
+from model.gradients import clip_by_norm_, group_gradients, loss_and_gradient, sgd_chain_
 from model.lookahead import look_ahead
 from model.networks import MLP, cross_entropy
 
@@ -56,6 +56,70 @@ def test_written_out_gradient_equals_autograd(hidden, n):
     ):
         torch.testing.assert_close(found, expected)
     assert torch.equal(buffer, found[1])
+
+
+@pytest.mark.parametrize("soft", [True, False])
+@pytest.mark.parametrize("shape", [None, (6,), (REPLICAS, 6)])
+def test_weighted_and_soft_losses_equal_autograd(shape, soft):
+    network, weights = tiny()
+    examples = batch(6)
+    weighting = None if shape is None else torch.rand(shape, dtype=torch.float64)
+    targets = torch.rand(REPLICAS, 6, 3, dtype=torch.float64).softmax(dim=2) if soft else None
+    found = loss_and_gradient(network, weights, examples, weighting=weighting, targets=targets)
+    expected = loss_and_gradient(AutogradOnly(network), weights, examples, weighting=weighting, targets=targets)
+    torch.testing.assert_close(found, expected)
+    log_p = network(weights, examples.x).log_softmax(dim=2)
+    goal = torch.nn.functional.one_hot(examples.y, 3) if targets is None else targets
+    share = torch.full((6,), 1 / 6) if weighting is None else weighting
+    torch.testing.assert_close(found[0], (-(goal * log_p).sum(dim=2) * share).sum(dim=1))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_gradients_of_groups_are_those_of_each_group_alone(groups, fast):
+    network, weights = tiny()
+    wrapped = network if fast else AutogradOnly(network)
+    examples, shares = batch(6), torch.rand(6, dtype=torch.float64)
+    found = group_gradients(wrapped, weights, examples, groups)
+    weighted = group_gradients(wrapped, weights, examples, groups, shares)
+    parts = zip(examples.split(groups), shares.split(6 // groups), strict=True)
+    for i, (part, share) in enumerate(parts):
+        torch.testing.assert_close(found[:, i], loss_and_gradient(network, weights, part)[1])
+        torch.testing.assert_close(weighted[:, i], loss_and_gradient(network, weights, part, weighting=share)[1])
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (5, 4, 3)])
+@pytest.mark.parametrize("n", [1, 7])
+@pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
+def test_a_chain_of_single_steps_equals_the_steps_one_by_one(hidden, n, keep):
+    network, weights = tiny(hidden)
+    examples, rates = batch(n), torch.rand(REPLICAS, n, dtype=torch.float64)
+    fast, slow, theta = weights.clone(), weights.clone(), weights.clone()
+    losses = sgd_chain_(network, fast, examples, rates, keep)
+    torch.testing.assert_close(sgd_chain_(AutogradOnly(network), slow, examples, rates, keep), losses)
+    for i, example in enumerate(examples.split(n)):
+        loss, gradient = loss_and_gradient(AutogradOnly(network), theta, example)
+        torch.testing.assert_close(losses[:, i], loss)
+        theta = theta - rates[:, i : i + 1] * gradient
+    for found in (fast, slow):
+        torch.testing.assert_close(found, weights + keep * (theta - weights))
+
+
+def test_a_chain_with_one_rate_for_all_and_with_clipped_gradients():
+    network, weights = tiny()
+    examples = batch(5)
+    one, many, clipped = weights.clone(), weights.clone(), weights.clone()
+    sgd_chain_(network, one, examples, torch.tensor(0.3, dtype=torch.float64))
+    sgd_chain_(network, many, examples, torch.full((REPLICAS, 5), 0.3, dtype=torch.float64))
+    assert torch.equal(one, many)
+    sgd_chain_(network, clipped, examples, torch.tensor(0.3, dtype=torch.float64), limit=0.1)
+    assert ((clipped - weights).norm(dim=1) <= 5 * 0.3 * 0.1 + 1e-12).all() and not torch.equal(one, clipped)
+
+
+def test_shared_examples_give_what_examples_of_their_own_give():
+    network, weights = tiny()
+    x = batch(6).x[:1]
+    torch.testing.assert_close(network(weights, x.expand(REPLICAS, -1, -1)), network(weights, x.repeat(REPLICAS, 1, 1)))
 
 
 def test_autograd_gradient_equals_finite_differences():

@@ -4,7 +4,7 @@ import torch
 from scipy import stats
 
 from model.batch import Batch
-from model.memory import Reservoir
+from model.memory import Reservoir, TaskRings
 from utils.random_streams import RandomStreams
 
 
@@ -100,3 +100,41 @@ def test_a_memory_of_none_stays_empty():
     memory = Reservoir(0, RandomStreams([0]))
     memory.add(numbered(0, 4))
     assert memory.sample(3) is None
+
+
+@pytest.mark.parametrize("batch", [1, 3, 10, 25])
+def test_rings_hold_the_last_examples_of_every_task_whatever_the_batch(batch):
+    rings = TaskRings(10)
+    sizes = {4: 23, 0: 7, 2: 40}
+    for t, total in sizes.items():
+        for start in range(0, total, batch):
+            rings.add(t, numbered(100 * t + start, min(batch, total - start), replicas=2))
+    for t, total in sizes.items():
+        expected = list(range(100 * t + max(0, total - 10), 100 * t + total))
+        held = rings.of(t)
+        assert [sorted(row.tolist()) for row in held.y] == [expected] * 2
+        assert torch.equal(held.x[:, :, 0].long(), held.y)
+    assert rings.filled == [10, 7, 10]
+
+
+def test_rings_tell_what_came_before_with_the_weight_of_each_example():
+    rings = TaskRings(4)
+    assert rings.before(0) is None
+    rings.add(0, numbered(0, 6))
+    assert rings.before(0) is None
+    rings.add(1, numbered(10, 2))
+    kept, shares, tasks = rings.before(1)
+    assert tasks == [0] and sorted(kept.y[0].tolist()) == [2, 3, 4, 5] and shares.tolist() == [0.25] * 4
+    kept, shares, tasks = rings.before(2)
+    assert tasks == [0, 1] and shares.tolist() == [0.25] * 4 + [0.5, 0.5, 0, 0]
+    assert kept.y[0, 4:6].tolist() == [10, 11]
+
+
+def test_rings_are_restored_whole():
+    rings, other = TaskRings(4), TaskRings(4)
+    rings.add(3, numbered(0, 6))
+    other.load_state_dict(rings.state_dict())
+    for memory in (rings, other):
+        memory.add(3, numbered(6, 3))
+        memory.add(5, numbered(20, 1))
+    assert torch.equal(rings.stored.y, other.stored.y) and rings.tasks == other.tasks and rings.filled == other.filled
