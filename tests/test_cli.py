@@ -58,8 +58,8 @@ MER_TABLE = {
     "independent --lr {}": ["r .01", "p .01", "m .01"],
     "ewc --lr {} --n_memories 10 --memory_strength {}": ["r .001 100.0", "p .01 10.0", "m .003 1.0"],
     "gem --lr {} --n_memories {} --memory_strength {}": [
-        "r .01 256 1.0", "p .01 256 1.0", "m .01 51 0.0", "r .01 25 0.0", "p .01 25 1.0", "m .003 5 0.1", "r .01 10 0.0",
-        "p .01 10 0.0",
+        "r .01 256 1.0", "p .01 256 1.0", "m .01 51 0.0", "r .01 25 0.0", "p .01 25 1.0", "m .003 5 0.1",
+        "r .01 10 0.0", "p .01 10 0.0",
     ],
     "eralg4 --lr {} --memories {} --replay_batch_size {}": [
         "r .1 5120 25", "p .1 5120 25", "m .1 5120 25", "r .1 500 5", "p .1 500 10", "m .1 500 25", "r .1 200 10",
@@ -135,11 +135,8 @@ def test_mer_lines_mean_what_they_meant(row):
     assert (config.run.log_dir, config.run.device, config.network.init) == ("results/", "cpu", "xavier_uniform")
     for flag, value in zip(words[::2], words[1::2], strict=True):
         assert config.values[flag.removeprefix("--")] == float(value)
-    same = [
-        r
-        for r in papers.rows()
-        if r.file == "papers/mer.toml" and (r.model, r.dataset) == (config.algorithm.name, stream)
-    ]
+    pair = ("papers/mer.toml", config.algorithm.name, stream)
+    same = [r for r in papers.rows() if (r.file, r.model, r.dataset) == pair]
     assert any(all(config.values[name] == value for name, value in r.settings.items()) for r in same)
     if config.algorithm.name in ("er", "er_tasks"):
         assert (config.learner.grad_clip_norm, config.learner.glances) == (0, 1)
