@@ -131,6 +131,16 @@ def test_validation_is_measured_on_its_own_data(run):
     assert (both.folder / "0" / "accuracy_matrix_test.csv").exists()
 
 
+def test_evaluating_only_what_is_needed_changes_no_metric(run):
+    line = "--model er --seeds 0 1 --log_every 3 --n_tasks 4"
+    whole, needed = run(line), run(line + " --evaluate_tasks seen")
+    for name, values in whole.metrics.items():
+        np.testing.assert_array_equal(values, needed.metrics[name])
+    evaluated = np.triu(np.ones((4, 4)), 2) == 0
+    np.testing.assert_array_equal(np.isfinite(needed.matrices), np.broadcast_to(evaluated, (2, 4, 4)))
+    np.testing.assert_array_equal(needed.matrices[:, evaluated], whole.matrices[:, evaluated])
+
+
 def test_alignment_is_recorded_at_each_evaluation_for_learners_without_rates_too(run):
     result = run("--model er --seed 0 --log_alignment")
     rows = (result.folder / "0" / "alignment.csv").read_text().splitlines()

@@ -4,17 +4,21 @@ import torch
 from torch import Tensor
 
 
-def evaluate(learner, stream, split: str) -> tuple[Tensor, Tensor]:
+def evaluate(learner, stream, split: str, tasks=None) -> tuple[Tensor, Tensor]:
     """Accuracy on every task, each of its examples counted once; the task is told to `predict`.
 
-    Changes no weight and draws no random number.
+    Changes no weight and draws no random number. tasks: those to evaluate; None for all.
 
-    Returns: accuracy [replicas, tasks], fractions; finite [replicas], whether all outputs were finite numbers.
+    Returns: accuracy [replicas, tasks], fractions, nan for tasks that were not asked for; finite [replicas],
+    whether all outputs were finite numbers.
     """
     replicas = len(learner.seeds)
     columns = []
     finite = torch.ones(replicas, dtype=torch.bool)
     for t in range(stream.n_tasks):
+        if tasks is not None and t not in tasks:
+            columns.append(torch.full((replicas,), torch.nan))
+            continue
         correct, total = torch.zeros(replicas), 0
         for x, y in stream.evaluation(t, split):
             logits = learner.predict(x.expand(replicas, *x.shape), t)

@@ -29,8 +29,8 @@ class Evaluation:
     """What is known after `step` batches.
 
     phase: the phase just learnt from, -1 before any training. ends_phase: whether it is complete.
-    accuracy: split -> [replicas, tasks] fractions. statistics: name -> [replicas], see Learner.statistics. seconds:
-    what it took.
+    accuracy: split -> [replicas, tasks] fractions, nan where a task was not evaluated. statistics: name -> [replicas],
+    see Learner.statistics. seconds: what it took.
     """
 
     phase: int
@@ -50,6 +50,7 @@ class Loop:
         n_epochs, batch_size, log_every: see RunOptions.
         splits: what is evaluated at each evaluation; the first is the one that the metrics are of.
         final_splits: what is evaluated at the ends of phases only.
+        only_seen: evaluate only tasks learnt so far and in the next phase, except before any training.
 
     Iterating yields a Step after every batch and an Evaluation before the first, at the end of each phase, and after
     every `log_every` batches of a phase. Attributes hold what happened: train_seconds, evaluation_seconds, and
@@ -58,11 +59,20 @@ class Loop:
     """
 
     def __init__(
-        self, learner: Learner, stream: Stream, phases, n_epochs, batch_size, log_every, splits, final_splits=()
+        self,
+        learner: Learner,
+        stream: Stream,
+        phases,
+        n_epochs,
+        batch_size,
+        log_every,
+        splits,
+        final_splits=(),
+        only_seen=False,
     ):
         self.learner, self.stream, self.phases = learner, stream, phases
         self.n_epochs, self.batch_size, self.log_every = n_epochs, batch_size, log_every
-        self.splits, self.final_splits = splits, final_splits
+        self.splits, self.final_splits, self.only_seen = splits, final_splits, only_seen
         self.train_seconds = self.evaluation_seconds = 0.0
         self.step = 0
         self.diverged_at = torch.full((len(learner.seeds),), -1)
@@ -108,8 +118,9 @@ class Loop:
         started = time.perf_counter()
         splits = (*self.splits, *self.final_splits) if ends_phase else self.splits
         accuracy = {}
+        seen = {t for tasks in self.phases[: phase + 2] for t in tasks} if self.only_seen and phase >= 0 else None
         for split in splits:
-            accuracy[split], finite = evaluate(self.learner, self.stream, split)
+            accuracy[split], finite = evaluate(self.learner, self.stream, split, seen)
             self._note_divergence(finite.to(self.diverged_at.device))
         statistics = {name: value.cpu() for name, value in self.learner.statistics().items()}
         if self.learner.alignment:

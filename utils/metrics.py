@@ -12,7 +12,8 @@ several formulas under one name; these are ours, and docs/metrics.md sets them b
     forgetting                                 sum_{j<T-1} (max_{i<last} R[i, j] - R[last, j]) / (T - 1)   (Chaudhry)
     average_anytime_accuracy                   mean over phases i of the mean of R[i, j] over the tasks learnt by then
 
-A quantity that needs a second task or an earlier phase is nan where there is none.
+A quantity that needs a second task or an earlier phase is nan where there is none. Only forgetting looks at tasks more
+than one phase before they are learnt: entries that were not evaluated (--evaluate_tasks seen) are left out of its max.
 """
 
 import numpy as np
@@ -22,7 +23,8 @@ def metrics(matrix: np.ndarray, baseline: np.ndarray, learned_at: np.ndarray) ->
     """All of the above.
 
     Args:
-        matrix: [phases, tasks] fractions. baseline: [tasks] fractions. learned_at: [tasks], the phase l(j).
+        matrix: [phases, tasks] fractions, nan where not evaluated. baseline: [tasks] fractions. learned_at: [tasks],
+            the phase l(j).
     """
     phases, tasks = matrix.shape
     columns = np.arange(tasks)
@@ -38,6 +40,6 @@ def metrics(matrix: np.ndarray, baseline: np.ndarray, learned_at: np.ndarray) ->
         "forward_transfer": float((matrix[learned_at[later] - 1, columns[later]] - baseline[later]).sum() / others)
         if sequential
         else float("nan"),
-        "forgetting": float((matrix[:-1, :-1].max(axis=0) - final[:-1]).mean()) if sequential else float("nan"),
+        "forgetting": float((np.nanmax(matrix[:-1, :-1], axis=0) - final[:-1]).mean()) if sequential else float("nan"),
         "average_anytime_accuracy": float(np.mean([matrix[i, learned_at <= i].mean() for i in range(phases)])),
     }

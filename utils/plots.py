@@ -39,14 +39,17 @@ def accuracy_matrix(matrix: np.ndarray, title: str) -> Figure:
 
 
 def task_accuracy(steps: list[int], curve: np.ndarray, title: str) -> Figure:
-    """One line per task over the evaluations. steps: [evaluations]; curve: [evaluations, tasks] fractions."""
+    """One line per task over the evaluations, and their mean over the tasks evaluated.
+
+    steps: [evaluations]; curve: [evaluations, tasks] fractions, nan where not evaluated.
+    """
     tasks = curve.shape[1]
     figure = Figure(figsize=(7.2, 4.2))
     axes = figure.add_subplot()
     colours = _colours(tasks)
     for t in range(tasks):
         axes.plot(steps, curve[:, t], color=colours[t], linewidth=1, label=f"task {t}")
-    axes.plot(steps, curve.mean(axis=1), color="black", linewidth=2, label="all tasks")
+    axes.plot(steps, np.ma.masked_invalid(curve).mean(axis=1), color="black", linewidth=2, label="all tasks")
     if tasks <= 20:
         axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="batches observed", ylabel="accuracy", ylim=(0, 1), title=title)

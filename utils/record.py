@@ -129,6 +129,8 @@ class Record:
         for replica, board in enumerate(self._boards):
             for split, accuracy in evaluation.accuracy.items():
                 for t, value in enumerate(accuracy[replica]):
+                    if value.isnan():
+                        continue
                     board.add_scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
                 if learnt.any():
                     board.add_scalar(
@@ -169,7 +171,7 @@ class Record:
         return [e for e in self.evaluations if split in e.accuracy]
 
     def matrix(self, replica: int, split: str) -> np.ndarray:
-        """[phases, tasks] fractions, nan where a phase was not reached."""
+        """[phases, tasks] fractions, nan where a phase was not reached or a task not evaluated."""
         matrix = np.full((self.n_phases, len(self.learned_at)), np.nan)
         for e in self._evaluations_of(split):
             if e.ends_phase and e.phase >= 0:
