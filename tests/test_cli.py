@@ -211,6 +211,9 @@ def test_older_names_and_spellings():
     assert configure(["--xav_init"]).network.init == "xavier_normal"
     assert configure(["--cifar_batches", "5"]).learner.inner_steps == 5
     assert configure(["--replay_batch_size", "20.0"]).learner.replay_batch_size == 20
+    assert configure("--model eralg4 --learn_lr".split()).algorithm.name == "la_er"
+    assert configure("--model eralg4 --learn_lr no".split()).algorithm.name == "er"
+    assert configure("--model meta-bgd".split()).algorithm.name == "meta_bgd"
     config = configure("-order random -inc 5 --workers 3 --loader task_incremental_loader --tf_dir x".split())
     assert len(config.notes) == 5 and all("has no effect" in note for note in config.notes)
 

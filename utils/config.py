@@ -240,9 +240,12 @@ def resolve(given: dict) -> Config:
 
 def _algorithm(given: dict, notes: list[str]) -> Algorithm:
     typed = given.pop("model", "lamaml")
-    name = ALIASES.get(typed.replace("-", "_"), typed)
+    name = typed.replace("-", "_")
+    name = ALIASES.get(name, name)
     if name not in ALGORITHMS:
         raise UserError(f"--model {typed} is not known: {nearest(typed, [*ALGORITHMS, *ALIASES])}.")
+    if name == "er" and "learn_lr" in given and _yes(given, "learn_lr"):
+        name = "la_er"  # as La-MAML's eralg4
     algorithm = ALGORITHMS[name]
     switches = ("learn_lr", "sync_update")
     if any(switch in given for switch in switches) and "learn_lr" in algorithm.presets:

@@ -12,8 +12,8 @@ class Row:
     """One experiment of a paper.
 
     file: where it is written. settings: option name -> value. published: metric -> (mean, standard deviation),
-    fractions. variant: empty for the settings that apply when only --model and --dataset are given; else what sets the
-    row apart.
+    fractions. program: metric -> what the published program itself gave on such a stream, one value per seed. variant:
+    empty for the settings that apply when only --model and --dataset are given; else what sets the row apart.
     """
 
     file: str
@@ -22,6 +22,7 @@ class Row:
     settings: dict
     seeds: tuple[int, ...]
     published: dict
+    program: dict = dataclasses.field(default_factory=dict)
     variant: str = ""
 
     @property
@@ -46,6 +47,7 @@ def read(path: Path) -> list[Row]:
             settings={**common["settings"], **row["settings"]},
             seeds=tuple(row.get("seeds", common["seeds"])),
             published={metric: tuple(value) for metric, value in row.get("published", {}).items()},
+            program={metric: tuple(values) for metric, values in row.get("program", {}).items()},
             variant=row.get("variant", ""),
         )
         for row in content["row"]

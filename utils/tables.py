@@ -1,0 +1,111 @@
+"""The tables of docs/results.md, made from what was measured.
+
+    python -m utils.tables keep logs/mer/NAME ...    puts the records of completed runs into docs/results/
+    python -m utils.tables                           writes the tables in docs/results.md anew
+
+A table stands between the lines `<!-- table STREAM -->` and `<!-- end -->` and has a row for every row of papers/ on
+that stream that was measured; a figure within text is written `<!-- RECORD METRIC -->...<!-- end -->`.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from utils import atomic, papers
+from utils.errors import UserError
+
+ROOT = papers.FOLDER.parent
+FOLDER, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
+RA, LA, BTI = "retained_accuracy", "learning_accuracy", "backward_transfer_and_interference"
+HEADER = "| | published | its program | **default** | as published | learning accuracy | BTI |"
+MARK = re.compile(r"(<!-- (?!end)(.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def keep(folder: Path) -> Path:
+    """Writes what is worth keeping of a completed run into docs/results/; returns the file."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        seed = next(iter(summary["status_of_seeds"]))
+        parameters = json.loads((folder / seed / "training_parameters.json").read_text())
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise UserError(f"{folder} is no record of a run ({error}): give a folder that has a summary.json.") from None
+    if summary["status"] != "completed":
+        raise UserError(f"the run in {folder} is {summary['status']}: only completed runs are kept.")
+    name = next((row.name for row in papers.rows() if _is(row, summary, parameters["options"])), None)
+    if name is None:
+        raise UserError(f"no row of papers/ has the settings of {folder}: add one, or keep the record elsewhere.")
+    kept = {key: summary[key] for key in ("model", "dataset", "as_published", "metrics", "evaluated_on")}
+    kept |= {key: parameters[key] for key in ("commit", "versions", "machine", "options", "seeds")}
+    kept |= {key: summary[key] for key in ("train_seconds", "evaluation_seconds", "peak_memory_bytes", "status")}
+    path = FOLDER / f"{name}{'-as_published' * summary['as_published']}.json"
+    atomic.write_text(path, json.dumps(kept, indent=1) + "\n")
+    return path
+
+
+def _is(row: papers.Row, summary: dict, options: dict) -> bool:
+    pair = (row.model, row.dataset) == (summary["model"], summary["dataset"])
+    return pair and all(options.get(name) == value for name, value in row.settings.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}".replace("0.", ".", 1)
+
+
+def measured(name: str, metric: str = RA) -> str:
+    """Mean ± standard deviation over seeds, of the record of this name; a dash if there is none."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return "–"
+    record = json.loads(path.read_text())
+    found, n = record["metrics"][metric], len(record["seeds"])
+    return f"{_number(found['mean'])} ± {_number(found['std'])}" + (f" ({n} seeds)" if n != 5 else "")
+
+
+def _quoted(values, digits: int = 4) -> str:
+    return f"{values[0]:.{digits}f}".lstrip("0") + "".join(f" ± {v:.{digits}f}".replace("0.", ".") for v in values[1:])
+
+
+def table(dataset: str) -> str:
+    """The Markdown table of one stream."""
+    lines = [HEADER, "|---" * HEADER.count(" |") + "|"]
+    for row in papers.rows():
+        recorded = [row.name + mode for mode in ("", "-as_published") if (FOLDER / f"{row.name}{mode}.json").exists()]
+        if row.dataset != dataset or not recorded:
+            continue
+        published = _quoted(row.published[RA]) if RA in row.published else "–"
+        program = ", ".join(f"{value:.3f}".lstrip("0") for value in row.program.get(RA, ())) or "–"
+        label = f"`{row.model}`" + (f", {row.variant.replace('memory', 'memory ')}" if row.variant else "")
+        cells = [label, published, program, f"**{measured(row.name)}**", measured(f"{row.name}-as_published")]
+        cells += [measured(recorded[0], LA), measured(recorded[0], BTI)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def filled(page: str) -> str:
+    """The page with its tables and figures as docs/results/ has them now."""
+
+    def write(match: re.Match) -> str:
+        kind, _, rest = match[2].partition(" ")
+        content = f"\n{table(rest)}\n" if kind == "table" else measured(kind, rest or RA)
+        return match[1] + content + match[4]
+
+    return MARK.sub(write, page)
+
+
+def main(argv: list[str]) -> int:
+    if argv[:1] == ["keep"]:
+        for folder in argv[1:]:
+            print(keep(Path(folder)))
+    elif argv:
+        raise UserError(f"{argv[0]!r} is not known: give nothing, or keep FOLDER ...")
+    atomic.write_text(PAGE, filled(PAGE.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"utils.tables: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
