@@ -18,6 +18,9 @@ from utils.options import option
 #: What is added to the diagonal of the Gram matrix: "relative" is this fraction of its mean, "absolute" this number.
 RIDGES = {"relative": 1e-6, "absolute": 1e-3}
 
+#: Rings of up to this many examples: inner products of gradients are taken without the gradients (about equal at 10).
+SMALL_RING = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class _ProjectionOptions(RingOptions):
@@ -95,22 +98,31 @@ def _nnls(gram: np.ndarray, linear: np.ndarray, ridge: float) -> np.ndarray:
     return scipy.optimize.nnls(roots[:, None] * vectors.T, -(vectors.T @ linear) / roots)[0]
 
 
+def solve(gram: Tensor, inner: Tensor, options: GEMOptions) -> Tensor | None:
+    """The multipliers v [replicas, tasks] of every replica with a negative inner product, zeros elsewhere; None if no
+    replica has one. gram: [replicas, tasks, tasks]; inner: [replicas, tasks].
+    """
+    violated = (inner < 0).any(dim=1).tolist()
+    if not any(violated):
+        return None
+    grams, products = (part.double().cpu().numpy() for part in (gram, inner))
+    v = np.zeros(inner.shape)
+    for r in np.flatnonzero(violated):
+        ridge = RIDGES[options.ridge] * (np.trace(grams[r]) / len(grams[r]) if options.ridge == "relative" else 1)
+        v[r] = multipliers(grams[r], products[r], options.memory_strength, ridge, options.solver)
+    return torch.from_numpy(v).to(inner)
+
+
 def project(gradient: Tensor, memory: Tensor, options: GEMOptions) -> Tensor:
     """gradient + sum_k v_k memory_k, in every replica where some memory gradient disagrees with the gradient.
 
     gradient: [replicas, parameters]; memory: [replicas, tasks, parameters], gradients on the old tasks.
     """
     inner = torch.bmm(memory, gradient[:, :, None])[:, :, 0]
-    violated = (inner < 0).any(dim=1).tolist()
-    if not any(violated):
+    if not bool((inner < 0).any()):
         return gradient
-    grams = torch.bmm(memory, memory.mT).double().cpu().numpy()
-    ridges = [RIDGES[options.ridge] * (np.trace(g) / len(g) if options.ridge == "relative" else 1) for g in grams]
-    v = np.zeros(inner.shape)
-    for r, products in enumerate(inner.double().cpu().numpy()):
-        if violated[r]:
-            v[r] = multipliers(grams[r], products, options.memory_strength, ridges[r], options.solver)
-    return torch.baddbmm(gradient[:, None], torch.from_numpy(v).to(memory)[:, None], memory)[:, 0]
+    v = solve(torch.bmm(memory, memory.mT), inner, options)
+    return torch.baddbmm(gradient[:, None], v[:, None], memory)[:, 0]
 
 
 class _Projected(Learner):
@@ -157,8 +169,26 @@ class GEM(_Projected):
     """
 
     def _projected(self, gradient: Tensor, t: int) -> Tensor:
+        if self.memory.capacity <= SMALL_RING and hasattr(self.network, "group_products"):
+            return self._projected_without_gradients(gradient, t)
         memory = self._task_gradients(t)
         return gradient if memory is None else project(gradient, memory, self.options)
+
+    def _projected_without_gradients(self, gradient: Tensor, t: int) -> Tensor:
+        """The same from inner products only: with many tasks and small rings, the g_k cost more than all the rest."""
+        earlier = self.memory.before(t)
+        if earlier is None:
+            return gradient
+        kept, shares, tasks = earlier
+        gram, inner = self.network.group_products(self.weights, kept, len(tasks), shares, gradient)
+        clipped = torch.ones_like(inner)
+        if limit := self.options.grad_clip_norm:
+            clipped = limit / gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().clamp(min=limit)
+        v = solve(gram * clipped[:, :, None] * clipped[:, None], inner * clipped, self.options)
+        if v is None:
+            return gradient
+        weighting = shares * (v * clipped).repeat_interleave(self.memory.capacity, dim=1)
+        return gradient + loss_and_gradient(self.network, self.weights, kept, weighting=weighting)[1]
 
 
 class AGEM(_Projected):

@@ -125,9 +125,11 @@ def run_naively(learner, update, glances=1):
         torch.testing.assert_close(flat(tensors(learner.weights, r)), flat(theta[r]), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("small", [0, 10])
 @pytest.mark.parametrize("limit", [0.0, 0.5])
 @pytest.mark.parametrize("margin", [0.0, 0.3])
-def test_gem_updates(margin, limit):
+def test_gem_updates(margin, limit, small, monkeypatch):
+    monkeypatch.setattr(gem, "SMALL_RING", small)
     o = GEMOptions(lr=0.3, n_memories=5, memory_strength=margin, glances=2, grad_clip_norm=limit)
     projected = []
 

@@ -89,6 +89,16 @@ def test_gradients_of_groups_are_those_of_each_group_alone(groups, fast):
 
 
 @pytest.mark.parametrize("hidden", [(), (4,), (5, 4, 3)])
+def test_products_of_gradients_without_the_gradients(hidden):
+    network, weights = tiny(hidden)
+    examples, shares, vector = batch(6), torch.rand(6, dtype=torch.float64), torch.randn_like(weights)
+    gradients = group_gradients(network, weights, examples, 3, shares)
+    products, along = network.group_products(weights, examples, 3, shares, vector)
+    torch.testing.assert_close(products, gradients @ gradients.mT)
+    torch.testing.assert_close(along, (gradients @ vector[:, :, None])[:, :, 0])
+
+
+@pytest.mark.parametrize("hidden", [(), (4,), (5, 4, 3)])
 @pytest.mark.parametrize("n", [1, 7])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
 def test_a_chain_of_single_steps_equals_the_steps_one_by_one(hidden, n, keep):
