@@ -131,14 +131,22 @@ def test_validation_is_measured_on_its_own_data(run):
     assert (both.folder / "0" / "accuracy_matrix_test.csv").exists()
 
 
-def test_evaluating_only_what_is_needed_changes_no_metric(run):
-    line = "--model er --seeds 0 1 --log_every 3 --n_tasks 4"
-    whole, needed = run(line), run(line + " --evaluate_tasks seen")
+@pytest.mark.parametrize("tasks", ["seen", "new"])
+def test_evaluating_fewer_tasks_changes_no_metric(tasks, run, capsys):
+    line = "--model er --seeds 0 1 --n_tasks 4"
+    whole, fewer = run(line), run(f"{line} --evaluate_tasks {tasks}")
+    unknown = {"forgetting", "average_anytime_accuracy"} if tasks == "new" else set()
     for name, values in whole.metrics.items():
-        np.testing.assert_array_equal(values, needed.metrics[name])
+        expected = np.full(2, np.nan) if name in unknown else values
+        np.testing.assert_array_equal(fewer.metrics[name], expected)
     evaluated = np.triu(np.ones((4, 4)), 2) == 0
-    np.testing.assert_array_equal(np.isfinite(needed.matrices), np.broadcast_to(evaluated, (2, 4, 4)))
-    np.testing.assert_array_equal(needed.matrices[:, evaluated], whole.matrices[:, evaluated])
+    if tasks == "new":
+        evaluated &= np.tril(np.ones((4, 4)), -1) == 0
+        evaluated[-1] = True
+    np.testing.assert_array_equal(np.isfinite(fewer.matrices), np.broadcast_to(evaluated, (2, 4, 4)))
+    np.testing.assert_array_equal(fewer.matrices[:, evaluated], whole.matrices[:, evaluated])
+    printed = capsys.readouterr().out
+    assert "er on digits_rotations, 2 seeds" in printed
 
 
 def test_alignment_is_recorded_at_each_evaluation_for_learners_without_rates_too(run):

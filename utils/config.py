@@ -33,9 +33,10 @@ class RunOptions:
     evaluate_on: Literal["test", "validation"] = option(
         "test", "validation (needs --validation) is for choosing settings without looking at test data"
     )
-    evaluate_tasks: Literal["all", "seen"] = option(
+    evaluate_tasks: Literal["all", "seen", "new"] = option(
         "all",
-        "seen: only the tasks learnt so far and the next one, all that the metrics need; halves the time of evaluation",
+        "tasks in the evaluations between the first and the last: seen is those learnt so far and the next one, all"
+        " that the metrics need; new is the one just learnt and the next, without forgetting and anytime accuracy",
     )
     calc_test_accuracy: bool = option(
         False, "with --evaluate_on validation, also evaluate on the test data at the end of each task"
@@ -119,7 +120,7 @@ class Config:
     def identity(self) -> dict:
         """What decides the numbers of the run: everything but where files lie, its name, and what is logged besides."""
         elsewhere = {"expt_name", "log_dir", "data_path", "device", "threads"}
-        logging = {"log_every", "log_alignment", "calc_test_accuracy", "evaluate_tasks"}
+        logging = {"log_every", "log_alignment", "calc_test_accuracy"}
         chosen = {name: value for name, value in self.values.items() if name not in elsewhere | logging}
         names = {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds)}
         return {**names, "data": self.dataset.origin(self.run.data_path), **chosen}

@@ -46,8 +46,7 @@ def _run(config: Config) -> Result:
     splits = (config.run.evaluate_on,)
     extra = ("test",) if config.run.calc_test_accuracy and splits != ("test",) else ()
     o = config.run
-    only_seen = o.evaluate_tasks == "seen"
-    loop = Loop(learner, stream, phases, o.n_epochs, o.batch_size, o.log_every, splits, extra, only_seen)
+    loop = Loop(learner, stream, phases, o.n_epochs, o.batch_size, o.log_every, splits, extra, o.evaluate_tasks)
     interrupted = False
     try:
         _drive(loop, record, learned_at)

@@ -50,7 +50,7 @@ class Loop:
         n_epochs, batch_size, log_every: see RunOptions.
         splits: what is evaluated at each evaluation; the first is the one that the metrics are of.
         final_splits: what is evaluated at the ends of phases only.
-        only_seen: evaluate only tasks learnt so far and in the next phase, except before any training.
+        evaluate_tasks: see RunOptions; for phases of several tasks, "task" there is phase.
 
     Iterating yields a Step after every batch and an Evaluation before the first, at the end of each phase, and after
     every `log_every` batches of a phase. Attributes hold what happened: train_seconds, evaluation_seconds, and
@@ -68,11 +68,11 @@ class Loop:
         log_every,
         splits,
         final_splits=(),
-        only_seen=False,
+        evaluate_tasks="all",
     ):
         self.learner, self.stream, self.phases = learner, stream, phases
         self.n_epochs, self.batch_size, self.log_every = n_epochs, batch_size, log_every
-        self.splits, self.final_splits, self.only_seen = splits, final_splits, only_seen
+        self.splits, self.final_splits, self.evaluate_tasks = splits, final_splits, evaluate_tasks
         self.train_seconds = self.evaluation_seconds = 0.0
         self.step = 0
         self.diverged_at = torch.full((len(learner.seeds),), -1)
@@ -118,9 +118,8 @@ class Loop:
         started = time.perf_counter()
         splits = (*self.splits, *self.final_splits) if ends_phase else self.splits
         accuracy = {}
-        seen = {t for tasks in self.phases[: phase + 2] for t in tasks} if self.only_seen and phase >= 0 else None
         for split in splits:
-            accuracy[split], finite = evaluate(self.learner, self.stream, split, seen)
+            accuracy[split], finite = evaluate(self.learner, self.stream, split, self._wanted(phase))
             self._note_divergence(finite.to(self.diverged_at.device))
         statistics = {name: value.cpu() for name, value in self.learner.statistics().items()}
         if self.learner.alignment:
@@ -128,6 +127,13 @@ class Loop:
         seconds = time.perf_counter() - started
         self.evaluation_seconds += seconds
         return Evaluation(phase, self.step, ends_phase, accuracy, statistics, seconds)
+
+    def _wanted(self, phase: int) -> set[int] | None:
+        """The tasks to evaluate in or after a phase; None for all."""
+        if self.evaluate_tasks == "all" or phase in (-1, len(self.phases) - 1):
+            return None
+        first = phase if self.evaluate_tasks == "new" else 0
+        return {t for tasks in self.phases[first : phase + 2] for t in tasks}
 
     def _note_divergence(self, finite: Tensor) -> None:
         self.diverged_at = self.diverged_at.to(finite.device)

@@ -12,8 +12,9 @@ several formulas under one name; these are ours, and docs/metrics.md sets them b
     forgetting                                 sum_{j<T-1} (max_{i<last} R[i, j] - R[last, j]) / (T - 1)   (Chaudhry)
     average_anytime_accuracy                   mean over phases i of the mean of R[i, j] over the tasks learnt by then
 
-A quantity that needs a second task or an earlier phase is nan where there is none. Only forgetting looks at tasks more
-than one phase before they are learnt: entries that were not evaluated (--evaluate_tasks seen) are left out of its max.
+A quantity that needs a second task, an earlier phase, or an entry that was not evaluated (--evaluate_tasks) is nan.
+Only forgetting looks at tasks more than one phase before they are learnt; there, entries not evaluated are left out of
+its max.
 """
 
 import numpy as np
@@ -40,6 +41,14 @@ def metrics(matrix: np.ndarray, baseline: np.ndarray, learned_at: np.ndarray) ->
         "forward_transfer": float((matrix[learned_at[later] - 1, columns[later]] - baseline[later]).sum() / others)
         if sequential
         else float("nan"),
-        "forgetting": float((np.nanmax(matrix[:-1, :-1], axis=0) - final[:-1]).mean()) if sequential else float("nan"),
+        "forgetting": _forgetting(matrix, learned_at) if sequential else float("nan"),
         "average_anytime_accuracy": float(np.mean([matrix[i, learned_at <= i].mean() for i in range(phases)])),
     }
+
+
+def _forgetting(matrix: np.ndarray, learned_at: np.ndarray) -> float:
+    earlier, final = matrix[:-1, :-1], matrix[-1, :-1]
+    learnt = np.arange(len(earlier))[:, None] >= learned_at[:-1]
+    if np.isnan(earlier[learnt]).any():
+        return float("nan")
+    return float((np.nanmax(earlier, axis=0) - final).mean())

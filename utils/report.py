@@ -14,7 +14,7 @@ LINES = (
 
 def report(config: Config, result: Result) -> str:
     """Metrics as mean ± standard deviation over seeds, the mean accuracy matrix, and where the records are."""
-    completed = ~np.isnan(result.matrices).any(axis=(1, 2))
+    completed = ~np.isnan(result.metrics.get("retained_accuracy", np.full(len(config.seeds), np.nan)))
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
     if not completed.all():
         seeds = f"{completed.sum()} of {seeds}" if len(config.seeds) > 1 else f"{seeds} ({result.status})"
@@ -40,5 +40,9 @@ def report(config: Config, result: Result) -> str:
 
 def _matrix(mean: np.ndarray) -> list[str]:
     header = "       " + "".join(f"{j:4d}" for j in range(mean.shape[1]))
-    rows = [f"  {i:4d} " + "".join(f"{100 * value:4.0f}" for value in row) for i, row in enumerate(mean)]
+    rows = [f"  {i:4d} " + "".join(_percent(value) for value in row) for i, row in enumerate(mean)]
     return ["  accuracy (%) after learning task (row) on task (column), mean over seeds", header, *rows]
+
+
+def _percent(value: float) -> str:
+    return "   ." if np.isnan(value) else f"{100 * value:4.0f}"
