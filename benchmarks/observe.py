@@ -5,8 +5,8 @@
 
 Each algorithm runs with its default settings for mnist_rotations (papers/; see --show_config), on random images
 of that size: ten tasks are observed until memories are full, then examples of the eleventh are timed. Figures are the
-median over repetitions, per example and replica, for 1 and for 5 replicas; "of online" is the ratio to plain SGD on the
-same batches, one replica.
+median over repetitions, per example and replica, for 1 and for 5 replicas; "x online" is the ratio to `online` with one
+replica, which takes examples one by one; others take the batches that are printed.
 """
 
 import argparse
@@ -81,22 +81,20 @@ def main():
     torch.manual_seed(0)
 
     names = ["online", *(name for name in args.models if name != "online")]
-    rows = []
+    rows, online = [], 0.0
     for name in names:
         (one, size), (five, _) = (milliseconds(name, n, args.device, args.seconds) for n in (1, 5))
-        base = rows[0]["ms_1_replica"] if rows else one
+        online = one if name == "online" else online
         rows.append(
             {
                 "model": name,
                 "batch": size,
                 "ms_1_replica": round(one, 4),
                 "ms_5_replicas": round(five, 4),
-                "of_online": round(one / base, 1),
+                "of_online": round(one / online, 1),
             }
         )
-        print(
-            f"{name:12} batch {size:3}  1 replica {one:8.3f} ms  5 replicas {five:8.3f} ms  {one / base:6.1f} x online"
-        )
+        print(f"{name:12} batch {size:3} {one:9.3f} ms {five:9.3f} ms with 5 replicas {one / online:7.1f} x online")
     if args.out:
         machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
         about = {"device": args.device, "machine": machine, "threads": args.threads, "torch": torch.__version__}

@@ -1,27 +1,22 @@
 """Experience replay: learn from the incoming batch and remembered examples together."""
 
 import dataclasses
-from typing import Literal
 
 from torch import Tensor
 
 from model.batch import Batch
 from model.gradients import clip_by_norm_, loss_and_gradient
 from model.learner import Learner
-from model.memory import ReplayOptions, Reservoir
+from model.memory import EpochReplayOptions, Reservoir
 from utils.options import option
 
 
 @dataclasses.dataclass(frozen=True)
-class EROptions(ReplayOptions):
+class EROptions(EpochReplayOptions):
     lr: float = option(0.1, "learning rate of SGD", above=0)
     glances: int = option(1, "updates per incoming batch", low=1, high=1_000_000)
     grad_clip_norm: float = option(
         0.0, "largest L2 norm of a gradient; 0 turns clipping off (MER's form; La-MAML's form clips at 2)", low=0
-    )
-    remember: Literal["first_epoch", "every_epoch"] = option(
-        "first_epoch",
-        "epochs whose examples are offered to the memory; every_epoch offers each again, as the 2020 code does",
     )
 
 
@@ -50,7 +45,7 @@ class ER(Learner):
             weighting = self._weighting(together)
             loss, gradient = loss_and_gradient(self.network, self.weights, together, weighting=weighting)
             self.weights.sub_(clip_by_norm_(gradient, o.grad_clip_norm), alpha=o.lr)
-        if self.epoch == 0 or o.remember == "every_epoch":
+        if o.remembers(self.epoch):
             self.memory.add(batch)
         return loss
 

@@ -57,16 +57,16 @@ class EWC(Learner):
         return loss
 
     def _remember(self, t: int, batch: Batch) -> None:
-        if self.memory.tasks != [t]:  # only the task being learnt is needed
+        if list(self.memory.rings) != [t]:  # only the task being learnt is needed
             self.memory = TaskRings(self.options.n_memories)
         if self.options.keep == "first":
-            room = self.options.n_memories - sum(self.memory.filled)
+            room = self.options.n_memories - self.memory.filled(t)
             batch = Batch(*(part[:, :room] for part in batch))
         if batch.size:
             self.memory.add(t, batch)
 
     def end_task(self, t: int) -> None:
-        if t in self.memory.tasks:
+        if t in self.memory.rings:
             fisher = self._fisher(self.memory.of(t))
             self.importance += fisher
             self.anchor += fisher * self.weights

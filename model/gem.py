@@ -12,7 +12,7 @@ from torch import Tensor
 from model.batch import Batch
 from model.gradients import clip_by_norm_, group_gradients, loss_and_gradient
 from model.learner import Learner, the_task
-from model.memory import RingOptions, TaskRings
+from model.memory import Earlier, RingOptions, TaskRings
 from utils.options import option
 
 #: What is added to the diagonal of the Gram matrix: "relative" is this fraction of its mean, "absolute" this number.
@@ -147,15 +147,9 @@ class _Projected(Learner):
     def _projected(self, gradient: Tensor, t: int) -> Tensor:
         raise NotImplementedError
 
-    def _task_gradients(self, t: int, skip: int = 0) -> Tensor | None:
-        """Clipped gradients on the memory of each task before t but the first `skip`, [replicas, tasks, parameters]."""
-        earlier = self.memory.before(t)
-        if earlier is None or len(earlier[2]) <= skip:
-            return None
-        kept, shares, tasks = earlier
-        cells = skip * self.memory.capacity
-        kept = Batch(*(part[:, cells:] for part in kept))
-        gradients = group_gradients(self.network, self.weights, kept, len(tasks) - skip, shares[cells:])
+    def _task_gradients(self, earlier: Earlier) -> Tensor:
+        """Clipped gradients on what is kept of each of the tasks, [replicas, tasks, parameters]."""
+        gradients = group_gradients(self.network, self.weights, earlier.batch, len(earlier.tasks), earlier.shares)
         return clip_by_norm_(gradients, self.options.grad_clip_norm)
 
 
@@ -169,25 +163,24 @@ class GEM(_Projected):
     """
 
     def _projected(self, gradient: Tensor, t: int) -> Tensor:
-        if self.memory.capacity <= SMALL_RING and hasattr(self.network, "group_products"):
-            return self._projected_without_gradients(gradient, t)
-        memory = self._task_gradients(t)
-        return gradient if memory is None else project(gradient, memory, self.options)
-
-    def _projected_without_gradients(self, gradient: Tensor, t: int) -> Tensor:
-        """The same from inner products only: with many tasks and small rings, the g_k cost more than all the rest."""
         earlier = self.memory.before(t)
         if earlier is None:
             return gradient
-        kept, shares, tasks = earlier
-        gram, inner = self.network.group_products(self.weights, kept, len(tasks), shares, gradient)
+        if earlier.size <= SMALL_RING and hasattr(self.network, "group_products"):
+            return self._projected_without_gradients(gradient, earlier)
+        return project(gradient, self._task_gradients(earlier), self.options)
+
+    def _projected_without_gradients(self, gradient: Tensor, earlier: Earlier) -> Tensor:
+        """The same from inner products only: with many tasks and small rings, the g_k cost more than all the rest."""
+        kept, shares = earlier.batch, earlier.shares
+        gram, inner = self.network.group_products(self.weights, kept, len(earlier.tasks), shares, gradient)
         clipped = torch.ones_like(inner)
         if limit := self.options.grad_clip_norm:
             clipped = limit / gram.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt().clamp(min=limit)
         v = solve(gram * clipped[:, :, None] * clipped[:, None], inner * clipped, self.options)
         if v is None:
             return gradient
-        weighting = shares * (v * clipped).repeat_interleave(self.memory.capacity, dim=1)
+        weighting = shares * (v * clipped).repeat_interleave(earlier.size, dim=1)
         return gradient + loss_and_gradient(self.network, self.weights, kept, weighting=weighting)[1]
 
 
@@ -198,29 +191,20 @@ class AGEM(_Projected):
     """
 
     def _projected(self, gradient: Tensor, t: int) -> Tensor:
-        reference = self._mean_of_tasks(t) if self.options.reference == "task_mean" else self._on_memory_batch(t)
-        if reference is None:
+        earlier = self.memory.before(t, skip=0 if self.options.protect_first_task else 1)
+        if earlier is None:
             return gradient
+        reference = self._reference(earlier)
         product = (gradient * reference).sum(dim=1, keepdim=True).clamp(max=0)
         square = (reference * reference).sum(dim=1, keepdim=True)
         return gradient - torch.where(square > 0, product / square, 0) * reference
 
-    def _mean_of_tasks(self, t: int) -> Tensor | None:
-        memory = self._task_gradients(t, skip=0 if self.options.protect_first_task else 1)
-        return None if memory is None else memory.mean(dim=1)
-
-    def _on_memory_batch(self, t: int) -> Tensor | None:
-        earlier = self.memory.before(t)
-        if earlier is None:
-            return None
-        kept, shares, _ = earlier
-        written = shares.cpu().nonzero()[:, 0].numpy()
-        if not self.options.protect_first_task:
-            written = written[written >= self.memory.capacity]
-        n = min(self.options.replay_batch_size, len(written))
-        if not n:
-            return None
-        drawn = np.stack([rng.choice(written, n, replace=False, shuffle=False) for rng in self.random["replay"]])
-        batch = kept.take(torch.from_numpy(drawn).to(kept.y.device))
+    def _reference(self, earlier: Earlier) -> Tensor:
+        """r [replicas, parameters]."""
+        if self.options.reference == "task_mean":
+            return self._task_gradients(earlier).mean(dim=1)
+        n = min(self.options.replay_batch_size, len(earlier.written))
+        drawn = [rng.choice(earlier.written, n, replace=False, shuffle=False) for rng in self.random["replay"]]
+        batch = earlier.batch.take(torch.from_numpy(np.stack(drawn)).to(earlier.batch.y.device))
         _, reference = loss_and_gradient(self.network, self.weights, batch)
         return clip_by_norm_(reference, self.options.grad_clip_norm)

@@ -54,11 +54,13 @@ def herding(features: Tensor, labels: Tensor, targets: Tensor, m: int) -> Tensor
     replicas, classes, _ = targets.shape
     closed = labels[:, None] != torch.arange(classes, device=labels.device)[None, :, None]
     squares = features.square().sum(dim=2)[:, None]
-    total, picks = torch.zeros_like(targets), []
+    total, picks, slack = torch.zeros_like(targets), [], 64 * torch.finfo(features.dtype).eps
     replica = torch.arange(replicas, device=labels.device)[:, None]
     for j in range(1, m + 1):
         scores = torch.baddbmm(squares, j * targets - total, features.mT, alpha=-2).masked_fill(closed, torch.inf)
-        best = scores.argmin(dim=2)
+        lowest = scores.min(dim=2, keepdim=True).values
+        # Of equally good ones the first, whatever rounding says: two examples are always equally far from their mean.
+        best = (scores <= lowest + slack * (1 + lowest.abs())).to(torch.uint8).argmax(dim=2)
         found = ~closed.gather(2, best[:, :, None])[:, :, 0]
         total += features[replica, best] * found[:, :, None]
         closed.scatter_(2, best[:, :, None], True)
@@ -69,23 +71,22 @@ def herding(features: Tensor, labels: Tensor, targets: Tensor, m: int) -> Tensor
 class Exemplars:
     """Up to `capacity` exemplars per replica, with the outputs that the network had for them.
 
-    Attributes, [replicas, capacity, ...] each, None before the first task ends: x, y (-1 in empty cells), rank (0 is
-    the best of its class), outputs (probabilities).
+    Attributes, [replicas, cells, ...] each, None before the first task ends: x, y (-1 in empty cells), rank (0 is the
+    best of its class), outputs (probabilities).
     """
 
-    def __init__(self):
+    def __init__(self, capacity: int):
+        self.capacity = capacity
         self.x = self.y = self.rank = self.outputs = None
 
-    def counts(self, classes: int) -> Tensor:
-        """Exemplars of each class, [replicas, classes]."""
-        return one_hot(self.y, classes).sum(dim=1)
-
     def state_dict(self) -> dict:
-        return {name: value if value is None else value.clone() for name, value in vars(self).items()}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"the saved state has {state['capacity']} exemplars, expected {self.capacity}")
         for name, value in state.items():
-            setattr(self, name, value if value is None else value.clone())
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
 
 
 class Pool:
@@ -95,10 +96,10 @@ class Pool:
         self.parts: list[Batch] = []
 
     def state_dict(self) -> dict:
-        return {"parts": [tuple(part.clone() for part in batch) for batch in self.parts]}
+        return {"parts": [tuple(batch) for batch in self.parts]}
 
     def load_state_dict(self, state: dict) -> None:
-        self.parts = [Batch(*batch) for batch in state["parts"]]
+        self.parts = [Batch(*(part.clone() for part in batch)) for batch in state["parts"]]
 
 
 class ICaRL(Learner):
@@ -123,9 +124,13 @@ class ICaRL(Learner):
                 f" give at least {network.classes}."
             )
         super().__init__(network, options, seeds, **where)
-        self.exemplars, self.pool = Exemplars(), Pool()
+        self.exemplars, self.pool = Exemplars(options.n_memories), Pool()
         self.tasks_seen = torch.zeros(len(self.seeds), network.classes, device=self.weights.device)
         self._means: tuple[Tensor, Tensor] | None = None
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._means = None
 
     def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
         o, batch = self.options, Batch.of(x, y, t)
@@ -170,16 +175,24 @@ class ICaRL(Learner):
     def _features(self, x: Tensor) -> Tensor:
         """phi(x), [replicas, n, d]."""
         with torch.no_grad():
-            if self.options.features == "logits":
-                return self.network(self.weights, x)
-            return F.normalize(self.network.features(self.weights, x), dim=2)
+            last = self.network if self.options.features == "logits" else self.network.features
+            return self._normalised(last(self.weights, x))
 
     def _class_means(self) -> tuple[Tensor, Tensor]:
         """Mean features of the exemplars, [replicas, classes, d], and how many there are, [replicas, classes]."""
         if self._means is None:
             kept = self.exemplars
-            self._means = class_means(self._features(kept.x), kept.y, self.network.classes, self.options.features)
+            self._means = self._means_of(self._features(kept.x), kept.y)
         return self._means
+
+    def _means_of(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean features of each class [replicas, classes, d], normalised as phi is, and its examples."""
+        member = one_hot(labels, self.network.classes).to(features)
+        counts = member.sum(dim=1)
+        return self._normalised(torch.bmm(member.mT, features) / counts.clamp(min=1)[:, :, None]), counts
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=2) if self.options.features == "penultimate" else features
 
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
         """Negative squared distances to the class means; the network's logits while there are no exemplars."""
@@ -196,22 +209,22 @@ class ICaRL(Learner):
             return
         fresh = Batch(*(torch.cat(part, dim=1) for part in zip(*self.pool.parts, strict=True)))
         self.pool.parts, self._means = [], None
-        kept, classes = self.exemplars, self.network.classes
+        kept = self.exemplars
         features = torch.cat([self._features(part) for part in fresh.x.split(CHUNK, dim=1)], dim=1)
-        means, counts = class_means(features, fresh.y, classes, self.options.features)
+        means, counts = self._means_of(features, fresh.y)
         here = counts > 0
         x, y = fresh.x, fresh.y
         if kept.y is not None:
             old = self._features(kept.x)
-            old_means, _ = class_means(old, kept.y, classes, "logits")
+            old_means, _ = self._means_of(old, kept.y)
             share = (self.tasks_seen / (self.tasks_seen + 1))[:, :, None]
-            means = means + share * (old_means - means)
+            means = self._normalised(means + share * (old_means - means))
             features = torch.cat([old, features], dim=1)
             x, y = torch.cat([kept.x, x], dim=1), torch.cat([kept.y, y], dim=1)
         self.tasks_seen += here
         room = self.options.n_memories // (self.tasks_seen > 0).sum(dim=1)
         candidates = torch.where(here.gather(1, y.clamp(min=0)), y, -1)
-        picks = herding(features, candidates, means, int(room.max()))
+        picks = herding(features, candidates, means, min(int(room.max()), y.shape[1]))
         if kept.y is not None:
             self._keep_best(picks, here)
         picks = picks.masked_fill(torch.arange(picks.shape[2], device=y.device) >= room[:, None, None], -1)
@@ -226,12 +239,11 @@ class ICaRL(Learner):
 
     def _store(self, x: Tensor, y: Tensor, picks: Tensor) -> None:
         """Makes the examples at picks [replicas, classes, m], where not -1, the exemplars."""
-        kept, capacity = self.exemplars, self.options.n_memories
+        kept = self.exemplars
         rank = torch.arange(picks.shape[2], device=y.device).expand_as(picks).flatten(1)
         picks = picks.flatten(1)
-        if picks.shape[1] < capacity:
-            picks, rank = (F.pad(part, (0, capacity - part.shape[1]), value=-1) for part in (picks, rank))
-        order = (picks < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :capacity]
+        most = int((picks >= 0).sum(dim=1).max())
+        order = (picks < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
         cells, kept.rank = picks.gather(1, order), rank.gather(1, order)
         replica = torch.arange(len(cells), device=y.device)[:, None]
         kept.x = x[replica, cells.clamp(min=0)]
@@ -243,11 +255,3 @@ class ICaRL(Learner):
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """[replicas, n] -> [replicas, n, classes] of 0 and 1; a label of -1 belongs to no class."""
     return (labels[:, :, None] == torch.arange(classes, device=labels.device)).float()
-
-
-def class_means(features: Tensor, labels: Tensor, classes: int, kind: str) -> tuple[Tensor, Tensor]:
-    """Mean features of each class [replicas, classes, d], at unit length for kind "penultimate", and its examples."""
-    member = one_hot(labels, classes).to(features)
-    counts = member.sum(dim=1)
-    means = torch.bmm(member.mT, features) / counts.clamp(min=1)[:, :, None]
-    return (F.normalize(means, dim=2) if kind == "penultimate" else means), counts

@@ -8,12 +8,12 @@ from torch import Tensor
 from model.batch import Batch
 from model.gradients import clip_by_norm_, loss_and_gradient
 from model.lookahead import LookaheadMAML, look_ahead
-from model.memory import ReplayOptions
+from model.memory import EpochReplayOptions
 from utils.options import option
 
 
 @dataclasses.dataclass(frozen=True)
-class LaEROptions(ReplayOptions):
+class LaEROptions(EpochReplayOptions):
     alpha_init: float = option(0.1, "initial value of every per-parameter rate alpha", above=0)
     opt_lr: float = option(0.1, "learning rate of the rates alpha", low=0)
     glances: int = option(1, "updates per incoming batch", low=1, high=1_000_000)
@@ -25,9 +25,6 @@ class LaEROptions(ReplayOptions):
     inner_clip: bool = option(True, "also hold each number of an inner gradient within plus or minus --grad_clip_norm")
     inner_rates: Literal["relu", "raw"] = option(
         "relu", "raw lets a learned rate that has become negative ascend in the inner loop, as the 2020 code"
-    )
-    remember: Literal["first_epoch", "every_epoch"] = option(
-        "first_epoch", "epochs whose examples are offered to the memory; every_epoch is what the 2020 code does"
     )
 
 
@@ -71,6 +68,6 @@ class LaER(LookaheadMAML):
             self.rates.sub_(clip_by_norm_(grad_rates, o.grad_clip_norm), alpha=o.opt_lr)
             loss, gradient = loss_and_gradient(self.network, self.weights, meta)
             self.weights.addcmul_(self.rates.relu(), clip_by_norm_(gradient, o.grad_clip_norm), value=-1)
-        if self.epoch == 0 or o.remember == "every_epoch":
+        if o.remembers(self.epoch):
             self.memory.add(arrived)
         return loss

@@ -86,7 +86,7 @@ class Learner(abc.ABC):
         for name, value in state.items():
             current = getattr(self, name)
             if hasattr(current, "load_state_dict"):
-                current.load_state_dict(value)
+                current.load_state_dict(_moved(value, self.weights.device))
             elif isinstance(current, Tensor):
                 if current.shape != value.shape:
                     raise ValueError(f"the saved {name} is {tuple(value.shape)}, expected {tuple(current.shape)}")
@@ -100,6 +100,15 @@ def the_task(t) -> int:
     if not isinstance(t, int):
         raise ValueError(f"the task must be known and the same for the whole batch, not {t!r:.40}")
     return t
+
+
+def _moved(value, device):
+    """The same nested dicts, lists and tuples with their tensors on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if isinstance(value, list | tuple) else value
 
 
 def _saved(value):

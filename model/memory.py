@@ -1,7 +1,7 @@
 """Memories in preallocated tensors: a uniform sample of everything seen, and the last examples of each task."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,19 @@ class ReplayOptions:
             raise UserError(
                 f"--memories 0 leaves {model} nothing to replay: give --memories 200, or choose --model online."
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochReplayOptions(ReplayOptions):
+    """What the algorithms take whose published programs fill the reservoir in every epoch."""
+
+    remember: Literal["first_epoch", "every_epoch"] = option(
+        "first_epoch",
+        "epochs whose examples are offered to the memory; every_epoch offers each again, as the 2020 code does",
+    )
+
+    def remembers(self, epoch: int) -> bool:
+        return epoch == 0 or self.remember == "every_epoch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +95,7 @@ class Reservoir:
         if not self.capacity:
             return
         if self.stored is None:
-            self.stored = Batch(*(part.new_zeros(part.shape[0], self.capacity, *part.shape[2:]) for part in batch))
+            self.stored = _room(batch, self.capacity)
         numbers = self.seen + np.arange(batch.size)
         choices = numbers + (2 if self.rule == "inclusive" else 1)
         writes = []
@@ -97,8 +110,11 @@ class Reservoir:
             for kept, new in zip(self.stored, batch, strict=True):
                 kept[replica, slot] = new[replica, example]
 
-    def sample(self, n: int) -> Batch | None:
-        """Up to n examples of each replica, drawn uniformly from what is held (or was, at `freeze`); None if empty."""
+    def sample(self, n: int, in_random_order: bool = False) -> Batch | None:
+        """Up to n examples of each replica, drawn uniformly from what is held (or was, at `freeze`); None if empty.
+
+        Their order means nothing (the newest tend to come last) unless it is asked to be random.
+        """
         held = self.stored if self.frozen is None else self.frozen
         size = len(self) if self.frozen is None else self.frozen.size
         n = min(n, size)
@@ -107,7 +123,7 @@ class Reservoir:
         if self.replacement:
             drawn = [rng.integers(0, size, n) for rng in self.random["replay"]]
         else:
-            drawn = [rng.choice(size, n, replace=False, shuffle=False) for rng in self.random["replay"]]
+            drawn = [rng.choice(size, n, replace=False, shuffle=in_random_order) for rng in self.random["replay"]]
         return held.take(torch.from_numpy(np.stack(drawn)).to(held.y.device))
 
     def freeze(self) -> None:
@@ -131,13 +147,22 @@ class Reservoir:
         )
 
 
+class Earlier(NamedTuple):
+    """What `TaskRings.before` returns.
+
+    batch: the examples, `size` cells for each of the tasks, one after the other. shares: the weight of each in the mean
+    loss of its task, 0 for a cell that is empty, [cells]. written: indices of the cells that are not.
+    """
+
+    tasks: list[int]
+    size: int
+    batch: Batch
+    shares: Tensor
+    written: np.ndarray
+
+
 class TaskRings:
     """The last `capacity` examples of every task, per replica (GEM's and EWC's memory).
-
-    Attributes:
-        stored: x [replicas, tasks * capacity, *input shape], y and t [replicas, tasks * capacity], task after task in
-            the order in which they were first seen; None before the first example.
-        filled: examples held of each of these tasks, the same in every replica.
 
     The published memory has one write pointer for all tasks and reads cells that were never written when a task ends
     early; here a task's examples are its own, whatever the batch size.
@@ -145,56 +170,61 @@ class TaskRings:
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.tasks: list[int] = []
-        self.seen: list[int] = []
-        self.stored: Batch | None = None
+        self.rings: dict[int, Batch] = {}
+        self.seen: dict[int, int] = {}
+        self._earlier: Earlier | None = None
 
-    @property
-    def filled(self) -> list[int]:
-        return [min(seen, self.capacity) for seen in self.seen]
+    def filled(self, t: int) -> int:
+        """Examples held of task t, the same in every replica."""
+        return min(self.seen.get(t, 0), self.capacity)
 
     def add(self, t: int, batch: Batch) -> None:
         """Puts every example of the batch, all of task t, over the oldest of that task."""
-        if t not in self.tasks:
-            self.tasks.append(t)
-            self.seen.append(0)
-            room = Batch(*(part.new_zeros(part.shape[0], self.capacity, *part.shape[2:]) for part in batch))
-            self.stored = room if self.stored is None else self.stored + room
-        place = self.tasks.index(t)
-        numbers = torch.arange(self.seen[place], self.seen[place] + batch.size)[-self.capacity :]
-        slots = (place * self.capacity + numbers % self.capacity).to(batch.y.device)
-        for kept, new in zip(self.stored, batch, strict=True):
+        if t not in self.rings:
+            self.rings[t] = _room(batch, self.capacity)
+            self.seen[t] = 0
+        numbers = torch.arange(self.seen[t], self.seen[t] + batch.size)[-self.capacity :]
+        slots = (numbers % self.capacity).to(batch.y.device)
+        for kept, new in zip(self.rings[t], batch, strict=True):
             kept[:, slots] = new[:, -len(slots) :]
-        self.seen[place] += batch.size
+        self.seen[t] += batch.size
+        if self._earlier is not None and t in self._earlier.tasks:
+            self._earlier = None
 
     def of(self, t: int) -> Batch:
         """What is held of task t."""
-        place = self.tasks.index(t)
-        start = place * self.capacity
-        return Batch(*(part[:, start : start + self.filled[place]] for part in self.stored))
+        return Batch(*(part[:, : self.filled(t)] for part in self.rings[t]))
 
-    def before(self, t: int) -> tuple[Batch, Tensor, list[int]] | None:
-        """What is held of the tasks seen before t, whole rings; None if there are none.
-
-        Returns: the examples [replicas, tasks * capacity]; the weight of each in the mean loss of its task, 0 for
-        cells not yet written, [tasks * capacity]; and the tasks.
-        """
-        n = self.tasks.index(t) if t in self.tasks else len(self.tasks)
-        if not n:
+    def before(self, t: int, skip: int = 0) -> Earlier | None:
+        """What is held of the tasks seen before t, without the first `skip` of them; None if that is nothing."""
+        known = list(self.rings)
+        tasks = known[: known.index(t) if t in known else len(known)][skip:]
+        if not tasks:
             return None
-        cells = torch.arange(self.capacity)
-        filled = torch.tensor(self.filled[:n])[:, None]
-        shares = (cells < filled).to(self.stored.x.dtype) / filled
-        earlier = Batch(*(part[:, : n * self.capacity] for part in self.stored))
-        return earlier, shares.flatten().to(self.stored.x.device), self.tasks[:n]
+        if self._earlier is None or self._earlier.tasks != tasks:
+            filled = [self.filled(task) for task in tasks]
+            size = max(filled)
+            parts = zip(*(self.rings[task] for task in tasks), strict=True)
+            batch = Batch(*(torch.cat([ring[:, :size] for ring in rings], dim=1) for rings in parts))
+            shares = (torch.arange(size) < torch.tensor(filled)[:, None]) / torch.tensor(filled)[:, None]
+            shares = shares.flatten().to(batch.x)
+            self._earlier = Earlier(tasks, size, batch, shares, shares.cpu().numpy().nonzero()[0])
+        return self._earlier
 
     def state_dict(self) -> dict:
-        return {"tasks": list(self.tasks), "seen": list(self.seen), "stored": _plain(self.stored)}
+        rings = {t: tuple(ring) for t, ring in self.rings.items()}
+        return {"capacity": self.capacity, "seen": dict(self.seen), "rings": rings}
 
     def load_state_dict(self, state: dict) -> None:
-        self.tasks, self.seen = list(state["tasks"]), list(state["seen"])
-        stored = state["stored"]
-        self.stored = None if stored is None else Batch(*(values.clone() for values in stored))
+        if state["capacity"] != self.capacity:
+            raise ValueError(f"the saved memory holds {state['capacity']} examples per task, expected {self.capacity}")
+        self.seen, self._earlier = dict(state["seen"]), None
+        self.rings = {t: Batch(*(values.clone() for values in ring)) for t, ring in state["rings"].items()}
+
+
+def _room(batch: Batch, cells: int) -> Batch:
+    """Cells for examples like those of the batch, zeros."""
+    return Batch(*(part.new_zeros(part.shape[0], cells, *part.shape[2:]) for part in batch))
 
 
 def _plain(batch: Batch | None) -> tuple | None:

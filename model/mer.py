@@ -13,12 +13,12 @@ from torch import Tensor
 from model.batch import Batch
 from model.gradients import sgd_chain_
 from model.learner import Learner
-from model.memory import ReplayOptions, Reservoir
+from model.memory import EpochReplayOptions, Reservoir
 from utils.options import option
 
 
 @dataclasses.dataclass(frozen=True)
-class _MEROptions(ReplayOptions):
+class _MEROptions(EpochReplayOptions):
     lr: float = option(0.03, "learning rate of the single-example SGD steps", above=0)
     gamma: float = option(
         1.0, "fraction of the way to the adapted weights that is kept (mer: across batches; 0 to 1)", low=0, high=1
@@ -58,7 +58,7 @@ class _MER(Learner):
         losses = []
         for example in arrived.split(arrived.size):
             losses.append(self._learn(example))
-            if self.epoch == 0:
+            if self.options.remembers(self.epoch):
                 self.memory.add(example)
         return torch.stack(losses).mean(dim=0)
 
@@ -67,8 +67,8 @@ class _MER(Learner):
         raise NotImplementedError
 
     def _replayed(self, example: Batch, repetition: int = 0) -> Batch | None:
-        """A fresh draw to learn beside the example."""
-        replayed = self.memory.sample(self.options.replay_batch_size)
+        """A fresh draw to learn beside the example, in random order."""
+        replayed = self.memory.sample(self.options.replay_batch_size, in_random_order=True)
         if self.alignment and repetition == 0:
             self.alignment.add(self.network, self.weights, example, replayed)
         return replayed

@@ -87,6 +87,10 @@ class MetaBGDOptions(ReplayOptions):
         "a summed loss is the mean loss times the examples it is the mean of; the 2020 code multiplies by the size of"
         " the incoming batch only",
     )
+    use_old_task_memory: bool = option(False, "replay only from what the memory held when the task began")
+    snapshot: Literal["copy", "live"] = option(
+        "copy", "what --use_old_task_memory keeps; live (which makes it do nothing) is what the 2020 code does"
+    )
     sample_rates: bool = option(False, "also treat the inner rates as Gaussians and learn them, as the 2020 code does")
     inner_rates: Literal["relu", "raw"] = option("relu", "raw lets a rate drawn negative ascend, as the 2020 code")
 
@@ -114,9 +118,6 @@ class MetaBGD(LookaheadMAML):
     @property
     def learns_rates(self) -> bool:
         return self.options.sample_rates
-
-    def begin_task(self, t: int) -> None:
-        pass
 
     def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
         o = self.options

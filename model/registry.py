@@ -53,6 +53,7 @@ class Algorithm:
 
 
 _REPLAY_2020 = {"reservoir": "inclusive", "replacement": True}
+_EPOCH_REPLAY_2020 = {**_REPLAY_2020, "remember": "every_epoch"}
 _LOOKAHEAD_2020 = {**_REPLAY_2020, "inner_clip": False, "snapshot": "live"}
 
 
@@ -79,7 +80,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             EROptions,
             "experience replay from a reservoir",
             RIEMER + ", Algorithm 4",
-            as_published={**_REPLAY_2020, "remember": "every_epoch"},
+            as_published=_EPOCH_REPLAY_2020,
             aliases=("eralg4",),
         ),
         Algorithm(
@@ -88,7 +89,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             EROptions,
             "experience replay whose loss gives every task in the batch the same weight",
             RIEMER + ", Algorithm 5",
-            as_published={**_REPLAY_2020, "remember": "every_epoch"},
+            as_published=_EPOCH_REPLAY_2020,
             aliases=("eralg5",),
         ),
         Algorithm(
@@ -97,7 +98,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             LaEROptions,
             "La-ER: experience replay with per-parameter rates learned by looking ahead",
             LA_MAML,
-            as_published={**_REPLAY_2020, "inner_rates": "raw", "remember": "every_epoch"},
+            as_published={**_EPOCH_REPLAY_2020, "inner_rates": "raw"},
         ),
         Algorithm(
             "meta_bgd",
@@ -105,7 +106,13 @@ ALGORITHMS: dict[str, Algorithm] = {
             MetaBGDOptions,
             "C-MAML's objective minimised by Bayesian gradient descent",
             LA_MAML + "; Zeno et al. 2018, Task Agnostic Continual Learning Using Online Variational Bayes",
-            as_published={**_REPLAY_2020, "bgd_scale": "incoming", "sample_rates": True, "inner_rates": "raw"},
+            as_published={
+                **_REPLAY_2020,
+                "bgd_scale": "incoming",
+                "sample_rates": True,
+                "inner_rates": "raw",
+                "snapshot": "live",
+            },
         ),
         Algorithm(
             "mer",
@@ -113,7 +120,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             MEROptions,
             "meta-experience replay: Reptile within and across batches of single-example steps",
             RIEMER + ", Algorithm 1",
-            as_published=_REPLAY_2020,
+            as_published=_EPOCH_REPLAY_2020,
             aliases=("meralg1",),
         ),
         Algorithm(
@@ -123,7 +130,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "meta-experience replay with one Reptile step, the incoming example last",
             RIEMER + ", Algorithm 6",
             presets={"gamma": 0.1},
-            as_published=_REPLAY_2020,
+            as_published=_EPOCH_REPLAY_2020,
             aliases=("meralg6",),
         ),
         Algorithm(
@@ -133,7 +140,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "meta-experience replay with one Reptile step, a larger rate for the incoming example",
             RIEMER + ", Algorithm 7",
             presets={"gamma": 0.1},
-            as_published=_REPLAY_2020,
+            as_published=_EPOCH_REPLAY_2020,
             aliases=("meralg7",),
         ),
         Algorithm(
@@ -150,7 +157,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             AGEMOptions,
             "averaged GEM: steps that do not raise the loss on a random batch of the memory",
             "Chaudhry et al. 2019, Efficient Lifelong Learning with A-GEM (arXiv 1812.00420)",
-            as_published={"reference": "task_mean", "protect_first_task": False},
+            as_published={"reference": "task_mean", "protect_first_task": False, "grad_clip_norm": 2.0},
         ),
         Algorithm(
             "ewc",

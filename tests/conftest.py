@@ -52,8 +52,8 @@ def events(monkeypatch):
     seen = []
     sample, add = Reservoir.sample, Reservoir.add
 
-    def spy_sample(memory, n):
-        seen.append(("sample", drawn := sample(memory, n)))
+    def spy_sample(memory, n, **order):
+        seen.append(("sample", drawn := sample(memory, n, **order)))
         return drawn
 
     def spy_add(memory, batch):

@@ -190,7 +190,10 @@ def test_packed_equals_solo(name):
         solo = build(name, seeds=(seed,))
         torch.testing.assert_close(learn(solo)[:, 0], losses[:, replica], **CLOSE)
         torch.testing.assert_close(solo.weights[0], packed.weights[replica], **CLOSE)
-        if memory := getattr(solo, "memory", None):
+        x, t, _ = next(stream((0,)))
+        expected = packed.predict(x.expand(3, -1, -1), t)[replica]
+        torch.testing.assert_close(solo.predict(x, t)[0], expected, rtol=1e-3, atol=1e-3)
+        if isinstance(memory := getattr(solo, "memory", None), Reservoir):
             for mine, theirs in zip(memory.stored, packed.memory.stored, strict=True):
                 torch.testing.assert_close(mine[0], theirs[replica], **EXACT)
 
@@ -204,17 +207,40 @@ def test_replicas_differ_and_the_same_seed_repeats(name):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_saved_and_loaded_it_takes_the_same_next_steps(name):
-    learner = build(name)
-    learn(learner)
+def test_saved_and_loaded_in_the_middle_it_goes_on_as_if_nothing_had_happened(name):
+    learner, other = build(name), build(name)
+    batches = list(stream(learner.seeds))
+    first, second = ([b for b in batches if b[1] == t] for t in (0, 1))
+
+    def observe(learner, some):
+        return [learner.observe(x, t, y) for x, t, y in some]
+
+    learner.begin_task(0)
+    observe(learner, first)
+    learner.end_task(0)
+    learner.begin_task(1)
+    observe(learner, second)
+    learner.begin_epoch(1)
+    observe(learner, second[:3])
+    other.predict(second[0][0], 1)  # whatever it may have kept from before must not survive
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
     file.seek(0)
-    other = build(name)
     other.load_state_dict(torch.load(file, weights_only=True))
-    for x, t, y in stream(learner.seeds, tasks=1, batches=3):
-        torch.testing.assert_close(learner.observe(x, t, y), other.observe(x, t, y), **EXACT)
+    for one in (learner, other):
+        one.losses = observe(one, second[3:])
+        one.end_task(1)
+        one.begin_task(0)
+        one.begin_epoch(0)
+        one.losses += observe(one, first)
+        one.end_task(0)
+    torch.testing.assert_close(torch.stack(learner.losses), torch.stack(other.losses), **EXACT)
     torch.testing.assert_close(learner.weights, other.weights, **EXACT)
+    torch.testing.assert_close(learner.predict(first[0][0], 0), other.predict(first[0][0], 0), **EXACT)
+    states = io.BytesIO(), io.BytesIO()
+    for one, buffer in zip((learner, other), states, strict=True):
+        torch.save(one.state_dict(), buffer)
+    assert states[0].getvalue() == states[1].getvalue()
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -242,6 +268,14 @@ def test_an_early_state_brings_the_early_draws_back(name):
 def test_state_of_another_shape_is_refused(name):
     with pytest.raises(ValueError, match="expected"):
         build(name).load_state_dict(build(name, seeds=(0, 1)).state_dict())
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if "n_memories" in ROWS[name]])
+def test_state_of_a_memory_of_another_size_is_refused(name):
+    learner = build(name)
+    learn(learner)
+    with pytest.raises(ValueError, match="expected 8"):
+        build(name, n_memories=8).load_state_dict(learner.state_dict())
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -296,5 +330,12 @@ def test_options_as_published_are_real_options(name):
 def test_cuda_computes_what_the_cpu_computes(name):
     algorithm, cpu = ALGORITHMS[name], build(name)
     gpu = algorithm.learner(cpu.network, cpu.options, cpu.seeds, device="cuda")
-    for x, t, y in stream(cpu.seeds):
-        torch.testing.assert_close(gpu.observe(x.cuda(), t, y.cuda()).cpu(), cpu.observe(x, t, y), rtol=1e-3, atol=1e-4)
+    for t in range(2):
+        gpu.begin_task(t), cpu.begin_task(t)
+        for x, _, y in (batch for batch in stream(cpu.seeds) if batch[1] == t):
+            loss = gpu.observe(x.cuda(), t, y.cuda()).cpu()
+            torch.testing.assert_close(loss, cpu.observe(x, t, y), rtol=1e-3, atol=1e-4)
+        gpu.end_task(t), cpu.end_task(t)
+    torch.testing.assert_close(gpu.predict(x.cuda(), 0).cpu(), cpu.predict(x, 0), rtol=1e-2, atol=1e-2)
+    gpu.load_state_dict(cpu.state_dict())
+    torch.testing.assert_close(gpu.observe(x.cuda(), 1, y.cuda()).cpu(), cpu.observe(x, 1, y), rtol=1e-3, atol=1e-4)

@@ -181,7 +181,7 @@ def test_agem_is_orthogonal_to_its_reference_after_projecting():
     for x, y in batches():
         learner.observe(x, 0, y)
     reference = torch.randn_like(learner.weights)
-    learner._on_memory_batch = lambda t: reference
+    learner._reference = lambda earlier: reference
     gradient = torch.randn_like(learner.weights)
     for g in (gradient, gradient - 3 * reference, -reference):
         product = (learner._projected(g, 1) * reference).sum(dim=1)

@@ -90,14 +90,66 @@ def test_new_classes_take_room_from_old_ones_which_keep_their_best():
         assert after[2] == before[r][2][:3]
 
 
-def test_a_class_of_several_tasks_keeps_examples_of_each():
-    learner = build(n_memories=30)
+@pytest.mark.parametrize("kind", ["penultimate", "logits"])
+def test_the_target_is_the_mean_over_tasks_each_counting_once(kind, monkeypatch):
+    learner, targets = build(features=kind, n_memories=30), []
+
+    def spy(features, labels, means, m):
+        targets.append(means)
+        return herding(features, labels, means, m)
+
+    monkeypatch.setattr("model.icarl.herding", spy)
+
+    def normalised(x):
+        return torch.nn.functional.normalize(x, dim=-1) if kind == "penultimate" else x
+
     for t in range(3):
-        learn(learner, 10 * t)
-    for r in range(len(SEEDS)):
-        for examples in kept(learner, r).values():
-            tasks = {round(np.mean(x) / 10) for x in examples}
-            assert tasks == {0, 1, 2}
+        for x, y in batches(6):
+            learner.observe(x + t, t, y)
+        features = learner._features(torch.cat([x + t for x, _ in batches(6)], dim=1))
+        labels = torch.cat([y for _, y in batches(6)], dim=1)
+        e = learner.exemplars
+        old = None if e.y is None else (learner._features(e.x), e.y)
+        learner.end_task(t)
+        for r in range(len(SEEDS)):
+            for c in range(3):
+                expected = normalised(features[r][labels[r] == c].mean(dim=0))
+                if old:
+                    kept = normalised(old[0][r][old[1][r] == c].mean(dim=0))
+                    expected = normalised((t * kept + expected) / (t + 1))
+                torch.testing.assert_close(targets[t][r, c], expected)
+
+
+def test_of_equally_good_examples_the_first_is_chosen_whatever_rounding_says():
+    """Two examples of a class are equally far from their mean: a packed run must break the tie as a solo run does."""
+    angles = torch.rand(200, 2) * 6
+    features = torch.stack([angles.cos(), angles.sin()], dim=2)
+    labels, targets = torch.zeros(200, 2, dtype=int), features.mean(dim=1, keepdim=True)
+    for noise in (0, 5e-7, -5e-7):
+        picks = herding(features + noise * torch.randn(200, 2, 2), labels, targets, 2)[:, 0]
+        assert (picks == torch.tensor([0, 1])).all()
+
+
+def test_more_room_than_examples_costs_nothing_and_harms_nothing():
+    learner = build(n_memories=10**6)
+    learn(learner, 0)
+    learn(learner, 1)
+    assert [len(kept(learner, 0)[c]) for c in range(3)] == [
+        int(sum((y[0] == c).sum() for _, y in batches(6))) * 2 for c in range(3)
+    ]
+    assert learner.exemplars.y.shape[1] == 48
+
+
+def test_predictions_follow_the_weights_and_a_loaded_state():
+    learner, other = build(), build()
+    learn(learner, 0), learn(other, 5)
+    x, y = next(batches(1))
+    before, saved = learner.predict(x, 0), learner.state_dict()
+    learner.observe(x, 1, y)
+    assert not torch.equal(learner.predict(x, 0), before)
+    other.predict(x, 0)
+    other.load_state_dict(saved)
+    assert torch.equal(other.predict(x, 0), before)
 
 
 def test_the_loss_distils_what_the_network_said_of_one_exemplar_per_class():

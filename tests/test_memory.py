@@ -114,7 +114,7 @@ def test_rings_hold_the_last_examples_of_every_task_whatever_the_batch(batch):
         held = rings.of(t)
         assert [sorted(row.tolist()) for row in held.y] == [expected] * 2
         assert torch.equal(held.x[:, :, 0].long(), held.y)
-    assert rings.filled == [10, 7, 10]
+    assert [rings.filled(t) for t in (4, 0, 2)] == [10, 7, 10]
 
 
 def test_rings_tell_what_came_before_with_the_weight_of_each_example():
@@ -123,11 +123,22 @@ def test_rings_tell_what_came_before_with_the_weight_of_each_example():
     rings.add(0, numbered(0, 6))
     assert rings.before(0) is None
     rings.add(1, numbered(10, 2))
-    kept, shares, tasks = rings.before(1)
-    assert tasks == [0] and sorted(kept.y[0].tolist()) == [2, 3, 4, 5] and shares.tolist() == [0.25] * 4
-    kept, shares, tasks = rings.before(2)
-    assert tasks == [0, 1] and shares.tolist() == [0.25] * 4 + [0.5, 0.5, 0, 0]
-    assert kept.y[0, 4:6].tolist() == [10, 11]
+    found = rings.before(1)
+    assert found.tasks == [0] and found.shares.tolist() == [0.25] * 4
+    assert sorted(found.batch.y[0].tolist()) == [2, 3, 4, 5]
+    found = rings.before(2)
+    assert found.tasks == [0, 1] and found.shares.tolist() == [0.25] * 4 + [0.5, 0.5, 0, 0]
+    assert found.batch.y[0, 4:6].tolist() == [10, 11] and found.written.tolist() == [0, 1, 2, 3, 4, 5]
+    rings.add(1, numbered(12, 1))
+    assert rings.before(2).batch.y[0, 4:7].tolist() == [10, 11, 12]
+    found = rings.before(2, skip=1)
+    assert (found.tasks, found.size) == ([1], 3) and rings.before(1, skip=1) is None
+
+
+def test_rings_larger_than_a_task_cost_nothing_more():
+    rings = TaskRings(1000)
+    rings.add(0, numbered(0, 6))
+    assert rings.before(1).size == 6
 
 
 def test_rings_are_restored_whole():
@@ -137,4 +148,17 @@ def test_rings_are_restored_whole():
     for memory in (rings, other):
         memory.add(3, numbered(6, 3))
         memory.add(5, numbered(20, 1))
-    assert torch.equal(rings.stored.y, other.stored.y) and rings.tasks == other.tasks and rings.filled == other.filled
+    assert torch.equal(rings.before(9).batch.y, other.before(9).batch.y) and rings.seen == other.seen
+    with pytest.raises(ValueError, match="holds 4 examples per task, expected 5"):
+        TaskRings(5).load_state_dict(rings.state_dict())
+
+
+@pytest.mark.parametrize("held", [12, 40])
+def test_draws_in_random_order_are_in_random_order_also_when_everything_is_drawn(held):
+    memory, places = filled(held, held, 0), np.zeros(12)
+    for _ in range(1200):
+        drawn = memory.sample(12, in_random_order=True).y[0].tolist()
+        assert len(set(drawn)) == 12
+        if held - 1 in drawn:
+            places[drawn.index(held - 1)] += 1
+    assert stats.chisquare(places).pvalue > 1e-3

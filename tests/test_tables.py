@@ -25,14 +25,28 @@ def test_a_run_is_kept_and_appears_in_its_table(run, tmp_path, monkeypatch):
     tables.PAGE.write_text(
         "<!-- table digits_rotations -->\n<!-- end -->\nRA <!-- er-digits_rotations -->?<!-- end -->\n"
     )
-    result = run("--model er --seeds 0 1 --n_tasks 2 --n_hiddens 8 --batch_size 40 --samples_per_task 300", small=False)
+    other = run("--model er --seeds 0 1 --n_tasks 2 --batch_size 40", small=False)
     with pytest.raises(UserError, match="no row of papers/"):
-        tables.keep(result.folder)
-    result = run("--model er --seeds 0 1 --n_tasks 2", small=False)
+        tables.keep(other.folder)
+    result = run("--model er --seeds 0 1", small=False)
     assert tables.main(["keep", str(result.folder)]) == 0
     mean = f"{result.metrics['retained_accuracy'].mean():.4f}".removeprefix("0")
     page = tables.PAGE.read_text()
     assert page.count(f"{mean} ± ") == 2 and "| `er` | – | – | **" in page and "(2 seeds)" in page
+
+
+def test_a_single_seed_and_unknown_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    found = {"mean": 0.5, "std": None, "values": [0.5]}
+    unknown = {"mean": None, "std": None, "values": [None]}
+    record = {"metrics": {tables.RA: found, "forgetting": unknown}, "seeds": [3]}
+    (tmp_path / "er-digits_rotations.json").write_text(json.dumps(record))
+    assert tables.measured("er-digits_rotations") == ".5000 (1 seed)"
+    assert tables.measured("er-digits_rotations", "forgetting") == "–"
+    with pytest.raises(UserError, match="forgeting is not known: did you mean forgetting"):
+        tables.measured("er-digits_rotations", "forgeting")
+    with pytest.raises(UserError, match=r"has no er-digit_rotations\.json"):
+        tables.filled("<!-- er-digit_rotations --><!-- end -->")
 
 
 def test_what_cannot_be_kept_is_refused(tmp_path):

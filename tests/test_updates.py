@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model.er import ER, EROptions
+from model.er import ER, EROptions, ERTasks
+from model.la_er import LaER, LaEROptions
 from model.lookahead import LookaheadMAML, LookaheadOptions
 from model.online import Online, OnlineOptions
 from tests.naive import NETWORK, SEEDS, batches, clipped, loss_of, taken, tensors, together
@@ -78,21 +79,67 @@ def test_look_ahead_updates(change, second_order, meta_loss, events, monkeypatch
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.3])
-def test_replay_updates(limit, events):
+@pytest.mark.parametrize("kind", [ER, ERTasks])
+def test_replay_updates(kind, limit, events):
     o = EROptions(lr=0.2, glances=2, replay_batch_size=3, grad_clip_norm=limit)
-    learner = ER(NETWORK, o, SEEDS, dtype=torch.float64)
+    learner = kind(NETWORK, o, SEEDS, dtype=torch.float64)
     theta = [tensors(learner.weights, r) for r in range(len(SEEDS))]
-    for x, y in batches():
-        learner.observe(x, 0, y)
+    mixed = 0
+    for t, (x, y) in enumerate(batches(4)):
+        learner.observe(x, t, y)
         assert [name for name, _ in events] == ["sample", "sample", "add"]
         for drawn in taken(events, "sample"):
             for r in range(len(SEEDS)):
                 weights = [w.requires_grad_() for w in theta[r]]
-                gradients = torch.autograd.grad(loss_of(weights, *together(drawn, r, x[r], y[r])), weights)
+                xs, ys = together(drawn, r, x[r], y[r])
+                if kind is ERTasks:
+                    tasks = torch.cat([drawn.t[r] if drawn else torch.tensor([], dtype=int), torch.full_like(y[r], t)])
+                    mixed += len(tasks.unique()) > 1
+                    loss = sum(loss_of(weights, xs[tasks == k], ys[tasks == k]) for k in tasks.unique())
+                else:
+                    loss = loss_of(weights, xs, ys)
+                gradients = torch.autograd.grad(loss, weights)
                 steps = zip(weights, clipped(gradients, limit), strict=True)
                 theta[r] = [(w - 0.2 * g).detach() for w, g in steps]
+    assert mixed or kind is ER
     for r in range(len(SEEDS)):
         torch.testing.assert_close(tensors(learner.weights, r), theta[r])
+
+
+@pytest.mark.parametrize("change", [{}, {"second_order": True, "inner_rates": "raw"}, {"inner_clip": False}])
+def test_la_er_updates(change, events, monkeypatch):
+    o = LaEROptions(glances=2, replay_batch_size=3, inner_steps=2, opt_lr=0.2, grad_clip_norm=0.3, **change)
+    learner = LaER(NETWORK, o, SEEDS, dtype=torch.float64)
+    torch.manual_seed(0)
+    learner.rates = torch.randn_like(learner.rates) * 0.2
+    orders, draw = [], LookaheadMAML._orders
+    monkeypatch.setattr(LookaheadMAML, "_orders", lambda self, batch: orders.append(draw(self, batch)) or orders[-1])
+    theta = [tensors(learner.weights, r) for r in range(len(SEEDS))]
+    alpha = [tensors(learner.rates, r) for r in range(len(SEEDS))]
+    as_lookahead = LookaheadOptions(
+        learn_lr=True,
+        sync_update=True,
+        opt_wt=0.0,
+        opt_lr=0.2,
+        meta_loss="last",
+        grad_clip_norm=0.3,
+        inner_steps=2,
+        **change,
+    )
+    for x, y in batches():
+        learner.observe(x, 0, y)
+        assert [name for name, _ in events] == ["sample", "sample", "add"]
+        for drawn, order in zip(taken(events, "sample"), orders[-2:], strict=True):
+            for r in range(len(SEEDS)):
+                glance_x, glance_y = x[r][order[r]], y[r][order[r]]
+                meta_x, meta_y = together(drawn, r, glance_x, glance_y)
+                _, alpha[r] = naive_glance(theta[r], alpha[r], glance_x, glance_y, meta_x, meta_y, as_lookahead)
+                weights = [w.detach().requires_grad_() for w in theta[r]]
+                step = clipped(torch.autograd.grad(loss_of(weights, meta_x, meta_y), weights), 0.3)
+                theta[r] = [(w - F.relu(a) * g).detach() for w, a, g in zip(weights, alpha[r], step, strict=True)]
+    for r in range(len(SEEDS)):
+        torch.testing.assert_close(tensors(learner.weights, r), theta[r])
+        torch.testing.assert_close(tensors(learner.rates, r), alpha[r])
 
 
 def test_online_updates():

@@ -66,6 +66,9 @@ RETIRED = {
     "tf_dir": "TensorBoard events are written into the record",
     "shuffle_tasks": "tasks are learnt in order",
     "steps_per_sample": "the published code never read it",
+    "fisher_gamma": "the published code never read it",
+    "bgd_optimizer": "Meta-BGD has one optimiser, Bayesian gradient descent",
+    "optimizer_params": "Meta-BGD's settings are flags of their own: --mean_eta, --std_init, --train_mc_iters",
     "class_order": "all tasks of these streams share the same classes",
     "increment": "all tasks of these streams share the same classes",
     "classes_per_it": "iid draws its batches from all tasks",
@@ -247,6 +250,7 @@ def _algorithm(given: dict, notes: list[str]) -> Algorithm:
         raise UserError(f"--model {typed} is not known: {nearest(typed, [*ALGORITHMS, *ALIASES])}.")
     if name == "er" and "learn_lr" in given and _yes(given, "learn_lr"):
         name = "la_er"  # as La-MAML's eralg4
+        notes.append(f"--learn_lr makes --model {typed} the algorithm la_er.")
     algorithm = ALGORITHMS[name]
     switches = ("learn_lr", "sync_update")
     if any(switch in given for switch in switches) and "learn_lr" in algorithm.presets:

@@ -26,7 +26,7 @@ def run(config: Config) -> Result:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate|overflow", str(error)):
             raise
-        needs = "--memories, --n_hiddens, --batch_size or the number of seeds"
+        needs = "--memories or --n_memories, --n_hiddens, --batch_size or the number of seeds"
         raise UserError(f"this run needs more memory than {config.run.device} has: lower {needs}.") from None
 
 

@@ -9,12 +9,11 @@ several formulas under one name; these are ours, and docs/metrics.md sets them b
     backward_transfer_and_interference (BTI)   mean over all T tasks of R[last, j] - R[l(j), j];  RA = LA + BTI
     backward_transfer                          sum_j (R[last, j] - R[l(j), j]) / (T - 1)             (GEM's divisor)
     forward_transfer                           sum_{j>=1} (R[l(j) - 1, j] - b[j]) / (T - 1)          (GEM)
-    forgetting                                 sum_{j<T-1} (max_{i<last} R[i, j] - R[last, j]) / (T - 1)   (Chaudhry)
+    forgetting                                 sum_{j<T-1} (max_{l(j)<=i<last} R[i, j] - R[last, j]) / (T - 1)
     average_anytime_accuracy                   mean over phases i of the mean of R[i, j] over the tasks learnt by then
 
 A quantity that needs a second task, an earlier phase, or an entry that was not evaluated (--evaluate_tasks) is nan.
-Only forgetting looks at tasks more than one phase before they are learnt; there, entries not evaluated are left out of
-its max.
+Forgetting is Chaudhry et al.'s, but for phases before a task was learnt, which they count too.
 """
 
 import numpy as np
@@ -49,6 +48,4 @@ def metrics(matrix: np.ndarray, baseline: np.ndarray, learned_at: np.ndarray) ->
 def _forgetting(matrix: np.ndarray, learned_at: np.ndarray) -> float:
     earlier, final = matrix[:-1, :-1], matrix[-1, :-1]
     learnt = np.arange(len(earlier))[:, None] >= learned_at[:-1]
-    if np.isnan(earlier[learnt]).any():
-        return float("nan")
-    return float((np.nanmax(earlier, axis=0) - final).mean())
+    return float((np.where(learnt, earlier, -np.inf).max(axis=0) - final).mean())

@@ -132,10 +132,9 @@ class Record:
                     if value.isnan():
                         continue
                     board.add_scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
-                if learnt.any():
-                    board.add_scalar(
-                        f"accuracy_{split}/mean_of_learnt_tasks", accuracy[replica][learnt].mean(), evaluation.step
-                    )
+                mean = accuracy[replica][learnt].mean()
+                if not mean.isnan():
+                    board.add_scalar(f"accuracy_{split}/mean_of_learnt_tasks", mean, evaluation.step)
             for name, values in evaluation.statistics.items():
                 board.add_scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
 

@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 
 from model.registry import ALGORITHMS
-from utils import atomic, papers
-from utils.errors import UserError
+from utils import atomic, experiments, papers
+from utils.config import configure
+from utils.errors import UserError, nearest
 
 ROOT = papers.FOLDER.parent
 FOLDER, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
 RA, LA, BTI = "retained_accuracy", "learning_accuracy", "backward_transfer_and_interference"
+HARMLESS = {"expt_name", "log_dir", "data_path", "device", "threads", "log_every", "log_alignment", "evaluate_tasks"}
 HEADER = "| | published | its program | **default** | as published | learning accuracy | BTI |"
 MARK = re.compile(r"(<!-- (?!end)(.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -45,8 +47,12 @@ def keep(folder: Path) -> Path:
 
 
 def _is(row: papers.Row, summary: dict, options: dict) -> bool:
-    pair = (row.model, row.dataset) == (summary["model"], summary["dataset"])
-    return pair and all(options.get(name) == value for name, value in row.settings.items())
+    """Whether a run with these options is what the row stands for, but for seeds and what changes no number."""
+    if (row.model, row.dataset) != (summary["model"], summary["dataset"]):
+        return False
+    config = configure(experiments.arguments(row, ["--as_published"] if summary["as_published"] else []))
+    wanted = {name: value for name, value in config.values.items() if name not in HARMLESS}
+    return all(options.get(name) == value for name, value in wanted.items())
 
 
 def _number(value: float) -> str:
@@ -59,8 +65,13 @@ def measured(name: str, metric: str = RA) -> str:
     if not path.exists():
         return "–"
     record = json.loads(path.read_text())
+    if metric not in record["metrics"]:
+        raise UserError(f"{metric} is not known: {nearest(metric, record['metrics'])}.")
     found, n = record["metrics"][metric], len(record["seeds"])
-    return f"{_number(found['mean'])} ± {_number(found['std'])}" + (f" ({n} seeds)" if n != 5 else "")
+    if found["mean"] is None:
+        return "–"
+    spread = "" if found["std"] is None else f" ± {_number(found['std'])}"
+    return _number(found["mean"]) + spread + (f" ({n} seed{'s' * (n > 1)})" if n != 5 else "")
 
 
 def _quoted(values, digits: int = 4) -> str:
@@ -71,15 +82,15 @@ def table(dataset: str) -> str:
     """The Markdown table of one stream."""
     lines = [HEADER, "|---" * HEADER.count(" |") + "|"]
     for row in papers.rows():
-        recorded = [row.name + mode for mode in ("", "-as_published") if (FOLDER / f"{row.name}{mode}.json").exists()]
-        if row.dataset != dataset or not recorded:
+        modes = ("", "-as_published")
+        if row.dataset != dataset or not any((FOLDER / f"{row.name}{mode}.json").exists() for mode in modes):
             continue
         published = _quoted(row.published[RA]) if RA in row.published else "–"
         program = ", ".join(f"{value:.3f}".lstrip("0") for value in row.program.get(RA, ())) or "–"
         label = f"`{row.model}`" + (f", {row.variant.replace('memory', 'memory ')}" if row.variant else "")
         as_published = measured(f"{row.name}-as_published") if ALGORITHMS[row.model].as_published else "the same"
         cells = [label, published, program, f"**{measured(row.name)}**", as_published]
-        cells += [measured(recorded[0], LA), measured(recorded[0], BTI)]
+        cells += [measured(row.name, LA), measured(row.name, BTI)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -89,7 +100,11 @@ def filled(page: str) -> str:
 
     def write(match: re.Match) -> str:
         kind, _, rest = match[2].partition(" ")
-        content = f"\n{table(rest)}\n" if kind == "table" else measured(kind, rest or RA)
+        if kind == "table":
+            return f"{match[1]}\n{table(rest)}\n{match[4]}"
+        content = measured(kind, rest or RA)
+        if content == "–":
+            raise UserError(f"docs/results/ has no {kind}.json: correct the name in docs/results.md, or keep the run.")
         return match[1] + content + match[4]
 
     return MARK.sub(write, page)
