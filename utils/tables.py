@@ -47,12 +47,15 @@ def keep(folder: Path) -> Path:
 
 
 def _is(row: papers.Row, summary: dict, options: dict) -> bool:
-    """Whether a run with these options is what the row stands for, but for seeds and what changes no number."""
+    """Whether a run with these options is what the row stands for, but for seeds and what changes no number.
+
+    An option that the record lacks is one that the program of its day did not have.
+    """
     if (row.model, row.dataset) != (summary["model"], summary["dataset"]):
         return False
     config = configure(experiments.arguments(row, ["--as_published"] if summary["as_published"] else []))
     wanted = {name: value for name, value in config.values.items() if name not in HARMLESS}
-    return all(options.get(name) == value for name, value in wanted.items())
+    return all(options.get(name, value) == value for name, value in wanted.items())
 
 
 def _number(value: float) -> str:
