@@ -3,10 +3,10 @@
 
     uv run python -m benchmarks.observe [--device cuda] [--threads 1] [--models mer gem] [--out FILE]
 
-Each algorithm runs with its default settings for mnist_rotations (papers/; see --show_config), on random images
-of that size: ten tasks are observed until memories are full, then examples of the eleventh are timed. Figures are the
-median over repetitions, per example and replica, for 1 and for 5 replicas; "x online" is the ratio to `online` with one
-replica, which takes examples one by one; others take the batches that are printed.
+Each algorithm runs with its default settings for mnist_rotations (papers/; see --show_config), on random images of that
+size, in the middle of the stream: memories are full, half of the tasks have been seen. Figures are the median over
+repetitions, per example and replica, for 1 and for 5 replicas; "x online" is the ratio to `online` with one replica,
+which takes examples one by one; others take the batches that are printed.
 """
 
 import argparse
@@ -19,35 +19,70 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.networks import build_network
+from model.batch import Batch
+from model.memory import Reservoir
+from model.networks import MLP, build_network
 from model.registry import ALGORITHMS
+from utils import experiments, papers
 from utils.config import configure
 
-TASKS = 10
+
+class OneByOne(MLP):
+    """The network without the shortcut for chains of single-example steps (MER)."""
+
+    sgd_chain_ = property()
 
 
-def learner_of(name: str, replicas: int, device: str):
-    """The learner after ten tasks, and a function that observes one more batch of the next."""
-    config = configure(["--model", name, "--dataset", "mnist_rotations"])
-    network = config.algorithm.network(build_network(config.network, (784,), 10), TASKS + 1)
+class WithGradients(MLP):
+    """The network without the shortcut for inner products of gradients (GEM)."""
+
+    group_products = property()
+
+
+#: Further rows: label -> a row of papers/, and the network.
+VARIANTS = {
+    "mer, memory 5120": ("mer-mnist_rotations-memory5120", MLP),
+    "  steps one by one": ("mer-mnist_rotations-memory5120", OneByOne),
+    "gem, 100 tasks": ("gem-mnist_manypermutations", MLP),
+    "  with gradients": ("gem-mnist_manypermutations", WithGradients),
+}
+
+
+def arguments(label: str) -> list[str]:
+    """The arguments of main.py for an algorithm or one of VARIANTS."""
+    if label not in VARIANTS:
+        return ["--model", label, "--dataset", "mnist_rotations"]
+    return experiments.arguments(next(row for row in papers.rows() if row.name == VARIANTS[label][0]), [])
+
+
+def learner_of(label: str, replicas: int, device: str):
+    """A function that observes one more batch, in the middle of a stream; and the examples of a batch."""
+    config = configure(arguments(label))
+    tasks = config.stream.n_tasks // 2
+    network = build_network(config.network, (784,), 10)
+    network.__class__ = VARIANTS.get(label, (None, MLP))[1]
+    network = config.algorithm.network(network, tasks + 1)
     learner = config.algorithm.learner(network, config.learner, range(replicas), device=device)
     rng = np.random.default_rng(0)
     size, o = config.run.batch_size, config.learner
-    wanted = max(getattr(o, "memories", 0) / TASKS, getattr(o, "n_memories", 0), size)
 
-    def batch():
-        x = torch.from_numpy(rng.random((replicas, size, 784), dtype=np.float32)).to(device)
-        return x, torch.from_numpy(rng.integers(0, 10, (replicas, size))).to(device)
+    def batch(n=size):
+        x = torch.from_numpy(rng.random((replicas, n, 784), dtype=np.float32)).to(device)
+        return x, torch.from_numpy(rng.integers(0, 10, (replicas, n))).to(device)
 
-    for t in range(TASKS):
+    for t in range(tasks):
         learner.begin_task(t)
-        for _ in range(int(-(-wanted // size))):
+        memory = getattr(learner, "memory", None)
+        if isinstance(memory, Reservoir):
+            x, y = batch(-(-o.memories // tasks))
+            memory.add(Batch.of(x, y, t))
+        for _ in range(1 if isinstance(memory, Reservoir) else -(-getattr(o, "n_memories", 1) // size)):
             x, y = batch()
             learner.observe(x, t, y)
         learner.end_task(t)
-    learner.begin_task(TASKS)
+    learner.begin_task(tasks)
     batches = [batch() for _ in range(8)]
-    return (lambda i: learner.observe(batches[i % 8][0], TASKS, batches[i % 8][1])), size
+    return (lambda i: learner.observe(batches[i % 8][0], tasks, batches[i % 8][1])), size
 
 
 def milliseconds(name: str, replicas: int, device: str, seconds: float) -> tuple[float, int]:
@@ -73,7 +108,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--models", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    known = [*ALGORITHMS, *VARIANTS]
+    parser.add_argument("--models", nargs="+", choices=known, default=known)
     parser.add_argument("--seconds", type=float, default=4, help="spent on each figure")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -94,7 +130,7 @@ def main():
                 "of_online": round(one / online, 1),
             }
         )
-        print(f"{name:12} batch {size:3} {one:9.3f} ms {five:9.3f} ms with 5 replicas {one / online:7.1f} x online")
+        print(f"{name:20} batch {size:3} {one:9.3f} ms {five:9.3f} ms with 5 replicas {one / online:7.1f} x online")
     if args.out:
         machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
         about = {"device": args.device, "machine": machine, "threads": args.threads, "torch": torch.__version__}
