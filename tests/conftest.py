@@ -24,7 +24,7 @@ def run(tmp_path):
     """run("--model er ...") runs main.py on a small digits stream and returns its result."""
 
     def run(line: str = "", small: bool = True):
-        size = "--n_tasks 3 --samples_per_task 40 --n_hiddens 16 --n_epochs 1 " if small else ""
+        size = "--n_tasks 3 --samples_per_task 40 --n_hiddens 16 --n_epochs 1 --batch_size 10 " if small else ""
         return main([*f"{size}--log_dir {tmp_path}/logs {line}".split()])
 
     return run

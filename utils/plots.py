@@ -47,9 +47,10 @@ def task_accuracy(steps: list[int], curve: np.ndarray, title: str) -> Figure:
     figure = Figure(figsize=(7.2, 4.2))
     axes = figure.add_subplot()
     colours = _colours(tasks)
+    marker = "." if np.isnan(curve).any() else None  # or what was evaluated between gaps would not be seen
     for t in range(tasks):
-        axes.plot(steps, curve[:, t], color=colours[t], linewidth=1, label=f"task {t}")
-    axes.plot(steps, np.ma.masked_invalid(curve).mean(axis=1), color="black", linewidth=2, label="all tasks")
+        axes.plot(steps, curve[:, t], color=colours[t], linewidth=1, marker=marker, label=f"task {t}")
+    axes.plot(steps, np.ma.masked_invalid(curve).mean(axis=1), color="black", linewidth=2, label="mean")
     if tasks <= 20:
         axes.legend(fontsize=6, ncols=2, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel="batches observed", ylabel="accuracy", ylim=(0, 1), title=title)
