@@ -110,9 +110,10 @@ class ICaRL(Learner):
 
     At the end of each task n_memories / (classes seen) exemplars of every class are chosen by herding; classes that
     were not in the task lose those chosen last. Rebuffi et al. 2017, Algorithms 1 to 5, with the training loss of the
-    2020 code. Where tasks share their classes (MNIST's streams), candidates are the new examples and the old
-    exemplars, and the target is the mean over tasks of the class: the old exemplars' mean counts once for every
-    task before.
+    2020 code. Where tasks share their classes (MNIST's streams), candidates are the new examples and the old exemplars,
+    and the target is the mean over tasks of the class: the old exemplars' mean counts once for every task before.
+    Unlike the paper's, the target is not scaled back to length 1 (class means for predicting are): no mean of
+    exemplars that differ can reach that length, so herding would choose examples that are all alike.
     """
 
     state = (*Learner.state, "exemplars", "pool", "tasks_seen")
@@ -182,14 +183,15 @@ class ICaRL(Learner):
         """Mean features of the exemplars, [replicas, classes, d], and how many there are, [replicas, classes]."""
         if self._means is None:
             kept = self.exemplars
-            self._means = self._means_of(self._features(kept.x), kept.y)
+            means, counts = self._means_of(self._features(kept.x), kept.y)
+            self._means = self._normalised(means), counts
         return self._means
 
     def _means_of(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean features of each class [replicas, classes, d], normalised as phi is, and its examples."""
+        """Mean features of each class [replicas, classes, d], and its examples."""
         member = one_hot(labels, self.network.classes).to(features)
         counts = member.sum(dim=1)
-        return self._normalised(torch.bmm(member.mT, features) / counts.clamp(min=1)[:, :, None]), counts
+        return torch.bmm(member.mT, features) / counts.clamp(min=1)[:, :, None], counts
 
     def _normalised(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=2) if self.options.features == "penultimate" else features
@@ -218,7 +220,7 @@ class ICaRL(Learner):
             old = self._features(kept.x)
             old_means, _ = self._means_of(old, kept.y)
             share = (self.tasks_seen / (self.tasks_seen + 1))[:, :, None]
-            means = self._normalised(means + share * (old_means - means))
+            means = means + share * (old_means - means)
             features = torch.cat([old, features], dim=1)
             x, y = torch.cat([kept.x, x], dim=1), torch.cat([kept.y, y], dim=1)
         self.tasks_seen += here
