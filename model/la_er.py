@@ -7,7 +7,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.gradients import clip_by_norm_, loss_and_gradient
-from model.lookahead import LookaheadMAML, look_ahead
+from model.lookahead import LookaheadMAML
 from model.memory import EpochReplayOptions
 from utils.options import option
 
@@ -49,22 +49,9 @@ class LaER(LookaheadMAML):
         o = self.options
         arrived = Batch.of(x, y, t)
         for glance in range(o.glances):
-            batch = arrived.take(self._orders(arrived))
-            replayed = self.memory.sample(o.replay_batch_size)
-            if self.alignment and glance == 0:
-                self.alignment.add(self.network, self.weights, batch, replayed)
-            meta = batch + replayed
-            _, _, grad_rates = look_ahead(
-                self.network,
-                self.weights,
-                self.rates,
-                batch.split(o.inner_steps or batch.size),
-                meta,
-                second_order=o.second_order,
-                meta_loss="last",
-                clamp=o.grad_clip_norm if o.inner_clip else 0.0,
-                inner_rates=o.inner_rates,
-            )
+            batch, meta = self._glance(arrived, glance == 0)
+            clamp = o.grad_clip_norm if o.inner_clip else 0.0
+            _, _, grad_rates = self._look_ahead(self.weights, self.rates, batch, meta, meta_loss="last", clamp=clamp)
             self.rates.sub_(clip_by_norm_(grad_rates, o.grad_clip_norm), alpha=o.opt_lr)
             loss, gradient = loss_and_gradient(self.network, self.weights, meta)
             self.weights.addcmul_(self.rates.relu(), clip_by_norm_(gradient, o.grad_clip_norm), value=-1)

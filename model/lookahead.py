@@ -144,20 +144,10 @@ class LookaheadMAML(Learner):
         o = self.options
         arrived = Batch.of(x, y, t)
         for glance in range(o.glances):
-            batch = arrived.take(self._orders(arrived))
-            replayed = self.memory.sample(o.replay_batch_size)
-            if self.alignment and glance == 0:
-                self.alignment.add(self.network, self.weights, batch, replayed)
-            loss, grad_weights, grad_rates = look_ahead(
-                self.network,
-                self.weights,
-                self.rates,
-                batch.split(o.inner_steps or batch.size),
-                batch + replayed,
-                second_order=o.second_order,
-                meta_loss=o.meta_loss,
-                clamp=o.grad_clip_norm if o.inner_clip else 0.0,
-                inner_rates=o.inner_rates,
+            batch, meta = self._glance(arrived, glance == 0)
+            clamp = o.grad_clip_norm if o.inner_clip else 0.0
+            loss, grad_weights, grad_rates = self._look_ahead(
+                self.weights, self.rates, batch, meta, meta_loss=o.meta_loss, clamp=clamp
             )
             if o.learn_lr:
                 self.rates.sub_(clip_by_norm_(grad_rates, o.grad_clip_norm), alpha=o.opt_lr)
@@ -169,6 +159,20 @@ class LookaheadMAML(Learner):
             if glance == 0 and self.epoch == 0:
                 self.memory.add(batch)
         return loss
+
+    def _glance(self, arrived: Batch, first: bool) -> tuple[Batch, Batch]:
+        """The batch in a fresh order, and with a fresh replay draw; the first glance at it is watched for alignment."""
+        batch = arrived.take(self._orders(arrived))
+        replayed = self.memory.sample(self.options.replay_batch_size)
+        if self.alignment and first:
+            self.alignment.add(self.network, self.weights, batch, replayed)
+        return batch, batch + replayed
+
+    def _look_ahead(self, weights: Tensor, rates: Tensor, batch: Batch, meta: Batch, **how):
+        """look_ahead with inner steps on the parts of the batch, as the options say."""
+        o = self.options
+        how |= {"second_order": o.second_order, "inner_rates": o.inner_rates}
+        return look_ahead(self.network, weights, rates, batch.split(o.inner_steps or batch.size), meta, **how)
 
     def _orders(self, batch: Batch) -> Tensor:
         """A fresh order of the batch for each replica, [replicas, batch]."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.batch import Batch
 from model.gradients import clip_by_norm_
-from model.lookahead import LookaheadMAML, look_ahead
+from model.lookahead import LookaheadMAML
 from model.memory import ReplayOptions
 from utils.options import option
 
@@ -126,22 +126,9 @@ class MetaBGD(LookaheadMAML):
             for draw in range(o.train_mc_iters):
                 weights = self.optimizer.draw(self.random["weight noise"])
                 rates = self.rate_optimizer.draw(self.random["rate noise"]) if o.sample_rates else self.rates
-                batch = arrived.take(self._orders(arrived))
-                replayed = self.memory.sample(o.replay_batch_size)
                 first = glance == draw == 0
-                if self.alignment and first:
-                    self.alignment.add(self.network, self.weights, batch, replayed)
-                meta = batch + replayed
-                loss, grad_weights, grad_rates = look_ahead(
-                    self.network,
-                    weights,
-                    rates,
-                    batch.split(o.inner_steps or batch.size),
-                    meta,
-                    second_order=o.second_order,
-                    clamp=o.grad_clip_norm,
-                    inner_rates=o.inner_rates,
-                )
+                batch, meta = self._glance(arrived, first)
+                loss, grad_weights, grad_rates = self._look_ahead(weights, rates, batch, meta, clamp=o.grad_clip_norm)
                 scale = meta.size if o.bgd_scale == "meta_set" else batch.size
                 self.optimizer.add(clip_by_norm_(grad_weights, o.grad_clip_norm).mul_(scale))
                 if o.sample_rates:
