@@ -1,11 +1,15 @@
 """The MNIST streams as the MER project published them: files mnist_*.pt, read as they are."""
 
+import hashlib
+import os
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dataloaders.stream import Split, Stream, StreamOptions
+from utils import tensors
 from utils.errors import UserError
 from utils.random_streams import generator
 
@@ -14,12 +18,13 @@ class PublishedTasks(Stream):
     """A saved pair of lists (training tasks, test tasks), each task [descriptor, x float [n, 784] in 0..1, y [n]].
 
     Only the first options.n_tasks tasks are used. The validation part is drawn from each task's training examples.
+    The file stays open, mapped into memory: UserError from `examples` if it was written to since.
     """
 
     def __init__(self, name: str, options: StreamOptions, path: Path):
         super().__init__(name, options)
-        self.device = torch.device("cpu")
-        train, test = _read(path)
+        self.device, self.path = torch.device("cpu"), path
+        (train, test), self.fingerprint, self._as_read = _read(path)
         if options.n_tasks > len(train):
             raise UserError(
                 f"--n_tasks {options.n_tasks} is more than the {len(train)} tasks of {path}: give at most that."
@@ -37,12 +42,21 @@ class PublishedTasks(Stream):
         return len(self.tasks["test"][t][2]) if split == "test" else len(self.parts[split])
 
     def examples(self, t: int, split: Split, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        self._refuse_changed()
         _, x, y = self.tasks["test" if split == "test" else "train"][t]
         if split != "test":
             index = self.parts[split] if index is None else self.parts[split][index.cpu()]
         if index is not None:
             x, y = x[index], y[index]
         return x.to(self.device), y.to(self.device)
+
+    def _refuse_changed(self) -> None:
+        try:
+            changed = self._as_read is not None and _state(self.path) != self._as_read
+        except OSError:
+            changed = True
+        if changed:
+            raise UserError(f"{self.path} was changed while it was in use: bring the former file back, then resume.")
 
     def to(self, device) -> "PublishedTasks":
         """The file stays where it is (4 GB and more); only what is asked for moves."""
@@ -51,11 +65,20 @@ class PublishedTasks(Stream):
 
 
 def _read(path: Path):
+    """The pair of lists; the SHA-256 of the file; its state, to tell whether it changes, if it stays mapped."""
     try:
-        try:
-            content = torch.load(path, weights_only=True, mmap=True)
-        except RuntimeError:  # files of before torch 1.6 cannot be memory-mapped
-            content = torch.load(path, weights_only=True)
+        state = _state(path)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"its part {damaged} is damaged")
+            content, mapped = tensors.load(path, mmap=True), True
+        else:  # files of before torch 1.6 cannot be memory-mapped, and have no checksums
+            content, mapped = tensors.load(path), False
+        if _state(path) != state:
+            raise ValueError("it was changed while it was read")
         (train, test) = content
         if not train or len(train) != len(test):
             raise ValueError("there are not as many test tasks as training tasks")
@@ -71,4 +94,10 @@ def _read(path: Path):
         raise UserError(
             f"{path} is not a readable file of MNIST tasks ({reason}): remove it, and the stream is built from MNIST."
         ) from None
-    return train, test
+    return (train, test), digest, state if mapped else None
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns

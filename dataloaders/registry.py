@@ -1,6 +1,8 @@
 """Every stream by name: what builds it, what it takes, and where the data come from."""
 
 import dataclasses
+import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,9 @@ from dataloaders.published import PublishedTasks
 from dataloaders.stream import ShiftedImages, Stream, StreamOptions
 from utils.errors import UserError
 from utils.options import option
+
+DIGITS = Path(__file__).parent / "digits" / "digits.npz"
+DIGITS_SHA256 = "b2dab7b501728c22e9119ad76740b2e17c77a231e42d1e592380d90886f1a05e"
 
 MER = "Riemer et al. 2019, after Lopez-Paz and Ranzato 2017; images: LeCun, Cortes, Burges"
 
@@ -49,7 +54,10 @@ class Dataset:
 
 
 def _digits_rotations(options: RotationOptions, data_path) -> Stream:
-    with np.load(Path(__file__).parent / "digits" / "digits.npz") as saved:
+    content = DIGITS.read_bytes()
+    if hashlib.sha256(content).hexdigest() != DIGITS_SHA256:
+        raise UserError(f"{DIGITS} is not the original (its SHA-256 differs): restore it from the repository.")
+    with np.load(io.BytesIO(content)) as saved:
         images, labels = torch.from_numpy(saved["images"]) * 15, torch.from_numpy(saved["labels"])
     test = torch.arange(len(labels)) % 3 == 0
     names, moves = shifts.rotations(options.n_tasks, 8, options.interpolation, options.stream_seed)

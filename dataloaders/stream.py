@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
@@ -46,7 +47,8 @@ class Stream(abc.ABC):
     Attributes:
         name: as in the registry. scenario: "domain": all tasks share the same classes, and the task need not be known.
         input_shape: of one example. n_classes: outputs the network needs. task_names: one per task, for people.
-        scale: raw uint8 values are divided by it.
+        scale: raw uint8 values are divided by it. fingerprint: a digest of the data behind it, so that a run never goes
+            on with others than it began with.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stream(abc.ABC):
     n_classes: int
     task_names: list[str]
     scale = 255.0
+    fingerprint: str
 
     def __init__(self, name: str, options: StreamOptions):
         self.name, self.options = name, options
@@ -124,6 +127,7 @@ class ShiftedImages(Stream):
     ):
         super().__init__(name, options)
         self.task_names, self.shifts, self.scale = task_names, shifts, scale
+        self.fingerprint = _digest(*train, *test)
         images, labels = train
         self.input_shape, self.n_classes = (images[0].numel(),), int(labels.max()) + 1
         held_out = int(len(labels) * options.validation)
@@ -146,6 +150,13 @@ class ShiftedImages(Stream):
             index = index.to(labels.device)
             images, labels = images[index], labels[index]
         return self.shifts[t](images), labels.long()
+
+
+def _digest(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.numpy())
+    return digest.hexdigest()
 
 
 class TrainingSet:
@@ -174,13 +185,19 @@ class TrainingSet:
     def __len__(self) -> int:
         return self.y.shape[1]
 
-    def batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
-        """x, t, y as `observe` takes them: every example once, in an order that each seed draws for each epoch."""
+    def order(self, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
+        """Which examples each batch of an epoch takes, [replicas, batch] int64: every one once, as each seed draws."""
         orders = np.stack(
             [generator(seed, "data order", self.phase, epoch).permutation(len(self)) for seed in self.seeds]
         )
-        device = self.y.device
-        replica = torch.arange(len(self.seeds), device=device)[:, None]
-        for index in torch.from_numpy(orders).to(device).split(batch_size, dim=1):
-            t = self.t if isinstance(self.t, int) else self.t[replica, index]
-            yield self.stream.to_float(self.x[replica, index]), t, self.y[replica, index]
+        return torch.from_numpy(orders).to(self.y.device).split(batch_size, dim=1)
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor | int, Tensor]:
+        """x, t, y, as `observe` takes them, of the examples at index [replicas, batch]."""
+        replica = torch.arange(len(self.seeds), device=self.y.device)[:, None]
+        t = self.t if isinstance(self.t, int) else self.t[replica, index]
+        return self.stream.to_float(self.x[replica, index]), t, self.y[replica, index]
+
+    def batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
+        """All batches of an epoch."""
+        return map(self.take, self.order(epoch, batch_size))

@@ -37,6 +37,12 @@ class GradientAlignment:
         self.sums = self.sums.to(dot) + torch.stack([cosine, dot])
         self.count += 1
 
+    def state_dict(self) -> dict:
+        return {"count": self.count, "sums": self.sums}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count, self.sums = state["count"], state["sums"].clone()
+
     def means(self) -> dict[str, Tensor]:
         """gradient_cosine and gradient_dot_product, [replicas] each, since the last reset; nan while nothing counts."""
         means = self.sums / self.count if self.count else torch.full_like(self.sums, torch.nan)

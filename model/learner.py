@@ -26,6 +26,9 @@ class Learner(abc.ABC):
     #: Names of the attributes that make up the learning state: tensors, plain values, or objects with a state_dict.
     state: tuple[str, ...] = ("weights", "random", "epoch")
 
+    #: Steps of pre-training, before the stream begins; see `pretrain`.
+    pretraining_steps = 0
+
     #: The source of replayed examples that `watch_alignment` compares with; False for learners that replay nothing.
     replays = False
 
@@ -47,6 +50,15 @@ class Learner(abc.ABC):
 
         Returns: the loss of each replica on what it just learnt from, [replicas].
         """
+
+    def pretrain(self, stream, step: int) -> Tensor:
+        """One step of pre-training, the first being number 0; called `pretraining_steps` times before the stream.
+
+        Everything drawn or changed in it must be part of `state`: a run may stop and go on between two steps.
+
+        Returns: the loss of each replica, [replicas].
+        """
+        raise NotImplementedError(f"{type(self).__name__} names pretraining_steps, so it must implement pretrain")
 
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
         """Logits [replicas, batch, classes]. t: the task if it is known; None: all classes compete. Changes nothing."""
@@ -77,12 +89,16 @@ class Learner(abc.ABC):
 
     def state_dict(self) -> dict:
         """Everything that learning has changed, random streams included; loads with torch.load(weights_only=True)."""
-        return {name: _saved(getattr(self, name)) for name in self.state}
+        return {name: _saved(getattr(self, name)) for name in self._kept}
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        return (*self.state, "alignment") if self.alignment else self.state
 
     def load_state_dict(self, state: dict) -> None:
         """Continues from `state`, saved by a learner built alike; ValueError if it does not fit."""
-        if set(state) != set(self.state):
-            raise ValueError(f"the saved state has {sorted(state)}, {type(self).__name__} keeps {sorted(self.state)}")
+        if set(state) != set(self._kept):
+            raise ValueError(f"the saved state has {sorted(state)}, {type(self).__name__} keeps {sorted(self._kept)}")
         for name, value in state.items():
             current = getattr(self, name)
             if hasattr(current, "load_state_dict"):

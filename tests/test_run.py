@@ -2,15 +2,16 @@
 
 import json
 import signal
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from main import main
+from model.lookahead import LookaheadMAML
 from model.registry import ALGORITHMS
-from utils import experiment
 from utils.loop import Loop
 
 METRICS = {
@@ -185,7 +186,11 @@ def test_divergence_stops_the_run_and_is_recorded(run, capsys):
     assert results["status"] == "diverged" and 1 <= results["diverged_at_step"] <= 10
     assert results["steps"] < 100, "it ran on although every replica had diverged"
     assert results["train_seconds"] > 0
-    assert EventAccumulator(str(result.folder / "1")).Reload().Scalars("loss")
+    losses = EventAccumulator(str(result.folder / "1")).Reload().Scalars("loss")
+    fault = results["diverged"]
+    assert (fault["what"], fault["step"], fault["phase"]) == ("loss", results["diverged_at_step"], 0)
+    assert (fault["last_loss"], fault["last_loss_step"]) == (pytest.approx(losses[-1].value), losses[-1].step)
+    assert fault["last_loss_step"] == fault["step"] - 1 and fault["parameters_of_step"] == 0
     assert "retained_accuracy" not in results
     assert "diverged at step" in capsys.readouterr().out
 
@@ -200,66 +205,56 @@ def test_only_the_replica_that_diverged_is_given_up(run, monkeypatch):
 
     monkeypatch.setattr(Loop, "__init__", poisoned)
     result = run("--model er --seeds 0 1")
-    assert result.exit_code == 3 and list(result.diverged) == [1]
+    assert result.exit_code == 3 and list(result.faults) == [1]
     np.testing.assert_allclose(result.matrices[0], healthy.matrices[0], atol=2 / 599)
     assert np.isnan(result.metrics["retained_accuracy"][1])
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["status_of_seeds"] == {"0": "completed", "1": "diverged"}
     assert summary["metrics"]["retained_accuracy"]["mean"] == result.metrics["retained_accuracy"][0]
+    fault = json.loads((result.folder / "1" / "results.json").read_text())["diverged"]
+    assert (fault["what"], fault["step"], fault["phase"]) == ("layer1.weight", 0, -1)
+    assert fault["last_loss"] is fault["parameters_of_step"] is None
 
 
-def test_an_interrupted_run_leaves_a_record_that_says_so(run, monkeypatch):
-    add = experiment.Record.add
+@pytest.mark.parametrize(("poison", "what"), [("rates", "rate.layer1.weight"), ("weights", "layer1.weight")])
+def test_the_record_has_the_last_good_values_of_a_replica_that_diverged(poison, what, run, monkeypatch):
+    """Rates or weights of seed 1 become infinite as the third task begins; the losses do not tell."""
+    begin, observe, good = LookaheadMAML.begin_task, LookaheadMAML.observe, {}
 
-    def interrupt(self, event):
-        add(self, event)
-        if getattr(event, "step", 0) == 6:
-            raise KeyboardInterrupt
+    def begin_task(self, t):
+        begin(self, t)
+        if t == 2:
+            good.update({name: values[1].clone() for name, values in self.named_parameters().items()})
+            getattr(self, poison)[1, 5] = torch.inf
 
-    monkeypatch.setattr(experiment.Record, "add", interrupt)
-    result = run("--model er --seed 0")
-    assert result.exit_code == 130
-    results = json.loads((result.folder / "0" / "results.json").read_text())
-    assert results["status"] == "interrupted" and results["steps"] == 6
-    assert np.isnan(result.matrices[0, 2]).all() and not np.isnan(result.matrices[0, 0]).any()
+    def deaf(self, x, t, y):
+        return torch.ones(2) if t == 2 else observe(self, x, t, y)
 
-
-def test_the_second_ctrl_c_does_not_tear_the_record(run, monkeypatch):
-    """SIGINT while the record is being closed waits."""
-    write = experiment.Record._write_seed
-
-    def hurried(self, *args):
-        signal.raise_signal(signal.SIGINT)
-        return write(self, *args)
-
-    monkeypatch.setattr(experiment.Record, "_write_seed", hurried)
-    before = signal.getsignal(signal.SIGINT)
-    result = run("--model online --seeds 0 1")
-    assert (result.folder / "summary.json").exists()
-    assert (result.folder / "1" / "results.json").exists()
-    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(LookaheadMAML, "begin_task", begin_task)
+    monkeypatch.setattr(LookaheadMAML, "observe", deaf)
+    result = run("--model lamaml --seeds 0 1")
+    assert (result.exit_code, list(result.faults)) == (3, [1])
+    results = json.loads((result.folder / "1" / "results.json").read_text())
+    assert results["diverged"] == {
+        "what": what, "step": 12, "phase": 2, "last_loss": 1.0, "last_loss_step": 12, "parameters_of_step": 8
+    }  # fmt: skip
+    for name, values in weights_of(result)["1"].items():
+        assert torch.equal(values, good[name]), name
+    assert np.isnan(result.matrices[1, 2]).all() and np.isfinite(result.matrices[0]).all()
+    assert np.isfinite(result.matrices[1, :2]).all()
 
 
-def test_interrupted_before_anything_was_measured_it_says_so(monkeypatch, tmp_path, capsys):
-    def interrupt(*args):
-        raise KeyboardInterrupt
+def test_no_file_thread_or_signal_handler_is_left_behind(run):
+    def left():
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), handlers
 
-    monkeypatch.setattr("utils.loop.evaluate", interrupt)
-    with pytest.raises(SystemExit) as stop:
-        main(["--log_dir", str(tmp_path)])
-    assert stop.value.code == 130
-    assert capsys.readouterr().err.endswith("main.py: interrupted before there was anything to record.\n")
-
-
-def test_a_record_that_cannot_be_completed_is_one_sentence(run, monkeypatch, capsys):
-    def full(*args):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("utils.atomic.write_bytes", full)
-    with pytest.raises(SystemExit) as stop:
-        run("--model online --seed 0")
-    assert stop.value.code == 2
-    assert "No space left" in capsys.readouterr().err
+    run("--seed 0")
+    before = left()
+    run("--seeds 0 1")
+    with pytest.raises(SystemExit):
+        run("--seed 0 --data_path nowhere --dataset mnist_rotations")
+    assert left() == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -270,19 +265,21 @@ def test_a_whole_run_on_cuda(run):
     np.testing.assert_allclose(cuda.matrices, cpu.matrices, atol=0.02)
 
 
-def test_runs_started_together_never_share_a_folder(run, monkeypatch):
-    import datetime
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_deterministic_repetitions_are_identical(run):
+    line = "--seeds 0 1 --second_order --device cuda --deterministic"
+    assert_same_weights(weights_of(run(line)), weights_of(run(line)))
 
-    from utils import record
 
-    class Frozen(datetime.datetime):
-        calls = 0
+def test_deterministic_algorithms_are_on_while_the_run_lasts(run, monkeypatch):
+    seen = []
+    spoil = LookaheadMAML.begin_task
 
-        @classmethod
-        def now(cls):
-            cls.calls += 1
-            return datetime.datetime(2030, 1, 1, 0, 0, 0, cls.calls // 2)
+    def begin_task(self, t):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        spoil(self, t)
 
-    monkeypatch.setattr(record.datetime, "datetime", Frozen)
-    first, second, third = (run("--model online --seed 0") for _ in range(3))
-    assert len({first.folder, second.folder, third.folder}) == 3
+    monkeypatch.setattr(LookaheadMAML, "begin_task", begin_task)
+    plain, strict = run("--seed 0"), run("--seed 0 --deterministic")
+    assert seen == [False] * 3 + [True] * 3 and not torch.are_deterministic_algorithms_enabled()
+    assert_same_weights(weights_of(plain), weights_of(strict))

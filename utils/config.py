@@ -18,7 +18,7 @@ from dataloaders.registry import DATASETS, Dataset
 from dataloaders.stream import StreamOptions
 from model.networks import NetworkOptions
 from model.registry import ALGORITHMS, ALIASES, Algorithm, variant_of
-from utils import papers
+from utils import papers, parameters
 from utils.errors import UserError, nearest
 from utils.options import Option, option, options_of
 
@@ -48,6 +48,23 @@ class RunOptions:
     log_dir: str = option("logs", "folder that records are written to", flags=("save_path",))
     data_path: str = option("data", "folder that get_data.py fills")
     device: str = option("cpu", "cpu, cuda, or cuda:N")
+    checkpoint_minutes: float = option(
+        5.0,
+        "minutes between checkpoints within a task (there is one at the end of each); 0: after every batch",
+        low=0,
+        high=1e6,
+    )
+    time_limit: float = option(
+        0.0,
+        "minutes after which the run stops by itself, as if told to by SIGTERM, to be resumed; 0: none",
+        low=0,
+        high=1e6,
+    )
+    deterministic: bool = option(
+        False,
+        "let PyTorch use deterministic algorithms only: on a GPU repetitions are bit-identical, and some steps slower;"
+        " on a CPU they are without it (docs/records.md has what it costs)",
+    )
     threads: int = option(
         1, "CPU threads; with networks this small more of them only wait for each other; 0: all cores", low=0, high=1024
     )
@@ -90,15 +107,23 @@ SPECIAL = {
     "seeds": "several seeds, trained side by side in one process (default 0 1 2 3 4)",
     "cuda": "use a GPU if there is one (yes or no; --device cuda insists)",
     "xav_init": "older spelling of --init xavier_normal",
+    "resume": "go on with a run that was stopped: its folder, or auto for the one of the same command, if there is one",
     "as_published": "switch the published code's deviations from the paper back on (docs/differences.md)",
 }
+
+
+#: Options that may be others when a run goes on: where things lie, on what and how long it runs.
+MAY_CHANGE = {
+    "log_dir", "data_path", "device", "threads", "checkpoint_minutes", "time_limit", "deterministic"
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One run, fully decided.
 
-    sources: option name -> where its value comes from. notes: sentences that the user should read.
+    sources: option name -> where its value comes from. notes: sentences that the user should read. resume: the folder
+    of the run to go on with. resume_auto: go on with the last run of this very configuration, if there is one.
     """
 
     algorithm: Algorithm
@@ -111,6 +136,8 @@ class Config:
     learner: object
     sources: dict[str, str]
     notes: tuple[str, ...]
+    resume: Path | None = None
+    resume_auto: bool = False
 
     def groups(self) -> dict[str, object]:
         return {"run": self.run, "network": self.network, "stream": self.stream, "learner": self.learner}
@@ -120,11 +147,15 @@ class Config:
         """Option name -> value, over all four groups of options."""
         return {name: value for group in self.groups().values() for name, value in dataclasses.asdict(group).items()}
 
+    def names(self) -> dict:
+        """What is run, beside the values of options."""
+        names = {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds)}
+        return {**names, "as_published": self.as_published}
+
     def identity(self) -> dict:
         """What decides the numbers of the run: everything but where files lie, its name, and what is logged besides."""
-        elsewhere = {"expt_name", "log_dir", "data_path", "device", "threads"}
-        logging = {"log_every", "log_alignment", "calc_test_accuracy"}
-        chosen = {name: value for name, value in self.values.items() if name not in elsewhere | logging}
+        logging = {"expt_name", "log_every", "log_alignment", "calc_test_accuracy"}
+        chosen = {name: value for name, value in self.values.items() if name not in MAY_CHANGE | logging}
         names = {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds)}
         return {**names, "data": self.dataset.origin(self.run.data_path), **chosen}
 
@@ -212,6 +243,9 @@ def _parse(argv: list[str]) -> dict[str, str | list[str]]:
 def resolve(given: dict) -> Config:
     """Decides every value. given: option name -> text (or a list of texts for seeds), as written by the user."""
     given = dict(given)
+    resume = given.pop("resume", None)
+    if resume not in (None, "auto"):
+        return _resumed(Path(resume), given)
     notes = [f"--{name} has no effect: {RETIRED[name]}." for name in RETIRED if given.pop(name, None) is not None]
     algorithm = _algorithm(given, notes)
     dataset = _dataset(given)
@@ -239,7 +273,36 @@ def resolve(given: dict) -> Config:
     parts = {group: cls(**{name: values[name] for name in options_of(cls)}) for group, cls in groups.items()}
     config = Config(algorithm, dataset, seeds, as_published, **parts, sources=sources, notes=tuple(notes))
     _check(config)
-    return config
+    return dataclasses.replace(config, resume_auto=resume == "auto")
+
+
+def _resumed(folder: Path, given: dict) -> Config:
+    """The configuration of the run in a folder, as it was then, but for what `given` says of MAY_CHANGE."""
+    if (folder / parameters.NAME).exists():
+        folder = folder.parent  # the folder of one seed means the run it is of
+    told = parameters.read(folder)
+    if unknown := set(told["options"]) - set(_known_options()):
+        raise UserError(
+            f"--resume {folder} was written by another version, which had --{sorted(unknown)[0]}: start the run anew."
+        )
+    begun = {
+        "model": told["model"],
+        "dataset": told["dataset"],
+        "seeds": [str(seed) for seed in told["seeds"]],
+        "as_published": "yes" if told["as_published"] else "no",
+        **told["options"],
+    }
+    replaces = {"seed": "seeds", "data_file": "dataset", "cuda": "device", "xav_init": "init"}
+    kept = {name: value for name, value in begun.items() if name not in {replaces.get(g) for g in given}}
+    config, former = resolve({**kept, **given}), resolve(begun)
+    for name, value in {**config.values, **config.names()}.items():
+        before = {**former.values, **former.names()}.get(name)
+        if name not in MAY_CHANGE and value != before:
+            raise UserError(
+                f"--resume {folder} began with --{name} {before}, not {value}: drop it to go on with that run, or drop"
+                " --resume to start a new one."
+            )
+    return dataclasses.replace(config, resume=folder, sources=told.get("sources", config.sources))
 
 
 def _algorithm(given: dict, notes: list[str]) -> Algorithm:

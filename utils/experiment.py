@@ -4,102 +4,241 @@ import contextlib
 import os
 import re
 import resource
-import signal
 import sys
+import time
 
 import numpy as np
 import torch
-from tqdm import tqdm
+import tqdm
 
 from dataloaders.registry import build_stream
 from model.networks import build_network
+from utils import parameters, run_folder
+from utils.checkpoint import Checkpoints
 from utils.config import Config
 from utils.errors import UserError
+from utils.interruption import Interruption, Stopped
 from utils.loop import Evaluation, Loop
 from utils.record import Outcome, Record, Result
+from utils.run_folder import RunFolder
 
 
 def run(config: Config) -> Result:
-    """Trains, evaluates and records. UserError for what cannot work; an interruption ends in a record that says so."""
+    """Trains, evaluates and records, or goes on with a run that was stopped.
+
+    UserError for what cannot work. A run that is asked to stop ends in a record that says so, and in a checkpoint.
+    """
     try:
-        return _run(config)
+        with Interruption(config.run.time_limit) as interruption, _settings(config), contextlib.ExitStack() as owned:
+            return _Run(config, interruption, owned).run()
+    except Stopped:
+        raise UserError(
+            "interrupted before there was anything to record: start it again.", exit_code=interruption.exit_code
+        ) from None
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate|overflow", str(error)):
             raise
-        needs = "--memories or --n_memories, --n_hiddens, --batch_size or the number of seeds"
-        raise UserError(f"this run needs more memory than {config.run.device} has: lower {needs}.") from None
-
-
-def _run(config: Config) -> Result:
-    torch.set_num_threads(config.run.threads or os.cpu_count())
-    device = torch.device(config.run.device)
-    stream = build_stream(config.dataset, config.stream, config.run.data_path).to(device)
-    phases = [list(range(stream.n_tasks))] if config.algorithm.joint else [[t] for t in range(stream.n_tasks)]
-    learned_at = np.array([phase for t in range(stream.n_tasks) for phase, tasks in enumerate(phases) if t in tasks])
-    network = build_network(config.network, stream.input_shape, stream.n_classes)
-    network = config.algorithm.network(network, stream.n_tasks)
-    learner = config.algorithm.learner(network, config.learner, config.seeds, device=device)
-    if config.run.log_alignment:
-        learner.watch_alignment()
-    record = Record(config, learned_at, len(phases))
-
-    splits = (config.run.evaluate_on,)
-    extra = ("test",) if config.run.calc_test_accuracy and splits != ("test",) else ()
-    o = config.run
-    loop = Loop(learner, stream, phases, o.n_epochs, o.batch_size, o.log_every, splits, extra, o.evaluate_tasks)
-    interrupted = False
-    try:
-        _drive(loop, record, learned_at)
-    except KeyboardInterrupt:
-        interrupted = True
-        if not record.evaluations:
-            raise UserError("interrupted before there was anything to record.", exit_code=130) from None
-    outcome = Outcome(
-        diverged_at=loop.diverged_at.tolist(),
-        interrupted=interrupted,
-        steps=loop.step,
-        train_seconds=loop.train_seconds,
-        evaluation_seconds=loop.evaluation_seconds,
-        peak_memory_bytes=_peak_memory(device),
-        parameters=learner.named_parameters(),
-    )
-    with _uninterrupted():
-        return record.close(outcome)
+        raise UserError(
+            f"this run needs more memory than --device {config.run.device} has: lower --memories or --n_memories,"
+            " --n_hiddens, --batch_size or the number of --seeds; or make room there, and add --resume auto."
+        ) from None
 
 
 @contextlib.contextmanager
-def _uninterrupted():
-    """Ctrl-C waits: a record is written whole, however often a person presses it."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _settings(config: Config):
+    """PyTorch's global settings, while the run lasts."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(config.run.threads or os.cpu_count())
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; see torch's notes
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.set_num_threads(threads)
 
 
-def _drive(loop: Loop, record: Record, learned_at: np.ndarray) -> None:
-    """Runs the loop to its end, with a progress bar: task, loss, accuracy on the tasks learnt so far, time left."""
-    accuracy = ""
-    interval = 0.3 if sys.stderr.isatty() else 20
-    with tqdm(total=loop.total_steps, mininterval=interval, unit="batch", dynamic_ncols=True) as bar:
-        for event in loop:
-            record.add(event)
-            if isinstance(event, Evaluation):
-                learnt = torch.from_numpy(learned_at <= event.phase)
-                if learnt.any():
-                    accuracy = (
-                        f", accuracy so far {float(next(iter(event.accuracy.values()))[:, learnt].nanmean()):.3f}"
-                    )
-                continue
-            if bar.n + 1 >= bar.last_print_n + bar.miniters or bar.n % 50 == 0:
-                bar.set_description(f"task {event.phase + 1}/{len(loop.phases)}", refresh=False)
-                bar.set_postfix_str(f"loss {float(event.loss.mean()):.3f}{accuracy}", refresh=False)
-            bar.update()
+class _Run:
+    """What the parts of a run share. Whatever must be given back when it ends is put on `owned`."""
 
+    def __init__(self, config: Config, interruption: Interruption, owned: contextlib.ExitStack):
+        self.config, self.interruption, self.owned = config, interruption, owned
+        self.device = torch.device(config.run.device)
+        self.resumed_at_steps: tuple[int, ...] = ()
+        self.peak_memory = 0
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the device if it is a GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+    def run(self) -> Result:
+        config = self.config
+        folder = self._earlier_folder()
+        checkpoint = self._checkpoint(folder) if folder else None
+        stream = build_stream(config.dataset, config.stream, config.run.data_path).to(self.device)
+        n = stream.n_tasks
+        phases = [list(range(n))] if config.algorithm.joint else [[t] for t in range(n)]
+        self.learned_at = np.array([phase for t in range(n) for phase, tasks in enumerate(phases) if t in tasks])
+        if folder and folder.parameters["data_sha256"] != stream.fingerprint:
+            began, now = (digest[:12] for digest in (folder.parameters["data_sha256"], stream.fingerprint))
+            raise UserError(
+                f"--resume {folder.path} began with other data (SHA-256 {began}…) than --data_path"
+                f" {config.run.data_path} has now ({now}…): bring those back."
+            )
+        self.loop = Loop(self._learner(stream), stream, phases, **self._loop_options())
+        with self.interruption.finishing():
+            folder = folder or self._own(RunFolder.create(config, stream.fingerprint))
+            self.folder, self.checkpoints = folder, Checkpoints(folder.checkpoints)
+            self._go_on(checkpoint)
+        return self._finish()
+
+    def _own(self, folder: RunFolder) -> RunFolder:
+        self.owned.callback(folder.close)
+        return folder
+
+    # ------------------------------------------------------------ what came before
+
+    def _earlier_folder(self) -> RunFolder | None:
+        """The folder to go on in, if this is to go on with an earlier run."""
+        path = self.config.resume
+        if self.config.resume_auto:
+            path = run_folder.matching(self.config)
+        return self._own(RunFolder.reopen(path, self.config)) if path else None
+
+    def _checkpoint(self, folder: RunFolder) -> dict | None:
+        """Where the earlier run stopped; None: before its first checkpoint."""
+        content, problems = Checkpoints(folder.checkpoints).load()
+        where = f"from step {content['loop']['step']}" if content else "from the start: it has no checkpoint yet"
+        for note in (*problems, *parameters.changes(folder.parameters), f"going on with {folder.path} {where}."):
+            print(f"note: {note}", file=sys.stderr)
+        return content
+
+    def _go_on(self, checkpoint: dict | None) -> None:
+        """Puts learner, loop and record where the checkpoint says, None being the start."""
+        config, folder, n_phases = self.config, self.folder, len(self.loop.phases)
+        try:
+            if checkpoint:
+                if checkpoint["options"] != folder.parameters["options"]:
+                    raise ValueError(f"its options are not those of {parameters.NAME}")
+                self.loop.learner.load_state_dict(checkpoint["learner"])
+                self.loop.load_state_dict(checkpoint["loop"])
+                self.resumed_at_steps = (*checkpoint["resumed_at_steps"], self.loop.step)
+                self.peak_memory = checkpoint["peak_memory_bytes"]
+            state = checkpoint and checkpoint["record"]
+            self.record = Record(config, folder, self.learned_at, n_phases, state)
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            raise UserError(
+                f"--resume {folder.path}: its checkpoint does not fit this run"
+                f" ({type(error).__name__}: {str(error).splitlines()[0][:150]}): start the run anew, without --resume."
+            ) from None
+        self.owned.callback(self.record.release)
+
+    # ------------------------------------------------------------ the parts
+
+    def _learner(self, stream):
+        config = self.config
+        network = build_network(config.network, stream.input_shape, stream.n_classes)
+        network = config.algorithm.network(network, stream.n_tasks)
+        learner = config.algorithm.learner(network, config.learner, config.seeds, device=self.device)
+        if config.run.log_alignment:
+            learner.watch_alignment()
+        return learner
+
+    def _loop_options(self) -> dict:
+        o = self.config.run
+        return {
+            **{name: getattr(o, name) for name in ("n_epochs", "batch_size", "log_every", "evaluate_tasks")},
+            "splits": (o.evaluate_on,),
+            "final_splits": ("test",) if o.calc_test_accuracy and o.evaluate_on != "test" else (),
+        }
+
+    # ------------------------------------------------------------ the run itself
+
+    def _finish(self) -> Result:
+        """Trains to the end, or until it is asked to stop, and closes the record."""
+        interruption = self.interruption
+        interruption.at_once = lambda: self.loop.evaluating
+        whole = True
+        try:
+            self._drive()
+        except Stopped as stopped:
+            whole = stopped.whole
+        ended = self.loop.ended
+        with interruption.finishing():
+            if whole and not ended:
+                self._save_checkpoint()
+            if not self.record.evaluations:
+                raise UserError(
+                    f"interrupted before there was anything to record: go on with --resume {self.folder.path}.",
+                    exit_code=interruption.exit_code,
+                )
+            result = self.record.close(self._outcome(0 if ended else interruption.exit_code))
+            if ended:
+                self.folder.remove_checkpoints()
+            return result
+
+    def _drive(self) -> None:
+        """Runs the loop until it ends or is to stop, with checkpoints, and a progress bar: task, loss, accuracy."""
+        loop, accuracy = self.loop, ""
+        tqdm.tqdm.monitor_interval = 0  # no thread of its own
+        interval = 0.3 if sys.stderr.isatty() else 20
+        saved = time.monotonic()
+        with tqdm.tqdm(
+            total=loop.total_steps, initial=loop.step, mininterval=interval, unit="batch", dynamic_ncols=True
+        ) as bar:
+            for event in loop:
+                self.record.add(event)
+                if isinstance(event, Evaluation):
+                    accuracy = self._accuracy(event) or accuracy
+                else:
+                    if bar.n + 1 >= bar.last_print_n + bar.miniters or bar.n % 50 == 0:
+                        bar.set_description(f"task {event.phase + 1}/{len(loop.phases)}", refresh=False)
+                        bar.set_postfix_str(f"loss {float(event.loss.mean()):.3f}{accuracy}", refresh=False)
+                    bar.update()
+                if self.interruption.exit_code:
+                    break
+                ends_phase = isinstance(event, Evaluation) and event.ends_phase
+                if ends_phase or time.monotonic() - saved >= 60 * self.config.run.checkpoint_minutes:
+                    with self.interruption.finishing():
+                        self._save_checkpoint()
+                    saved = time.monotonic()
+
+    def _accuracy(self, evaluation: Evaluation) -> str:
+        learnt = torch.from_numpy(self.learned_at <= evaluation.phase)
+        if not learnt.any():
+            return ""
+        return f", accuracy so far {float(next(iter(evaluation.accuracy.values()))[:, learnt].nanmean()):.3f}"
+
+    def _save_checkpoint(self) -> None:
+        content = {
+            "learner": self.loop.learner.state_dict(),
+            "loop": self.loop.state_dict(),
+            "record": self.record.state_dict(),
+            "options": self.folder.parameters["options"],
+            "resumed_at_steps": list(self.resumed_at_steps),
+            "peak_memory_bytes": self._peak_memory(),
+        }
+        try:
+            self.checkpoints.save(self.loop.done, content)
+        except OSError as error:
+            raise UserError(
+                f"a checkpoint cannot be written to {self.checkpoints.folder} ({error}): make room, then go on with"
+                f" --resume {self.folder.path}."
+            ) from None
+
+    def _outcome(self, interrupted: int) -> Outcome:
+        loop = self.loop
+        return Outcome(
+            faults=loop.divergence.faults,
+            interrupted=interrupted,
+            steps=loop.step,
+            resumed_at_steps=self.resumed_at_steps,
+            train_seconds=loop.train_seconds,
+            evaluation_seconds=loop.evaluation_seconds,
+            peak_memory_bytes=self._peak_memory(),
+            parameters=loop.divergence.parameters(loop.learner.named_parameters()),
+        )
+
+    def _peak_memory(self) -> int:
+        """Bytes: of the device if it is a GPU, else of this process; of all parts of a run, the most."""
+        if self.device.type == "cuda":
+            return max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
+        kilo = 1 if sys.platform == "darwin" else 1024
+        return max(self.peak_memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo)

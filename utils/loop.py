@@ -1,23 +1,29 @@
 """The continual loop: drives a learner through a stream and reports; keeps no records, asks no algorithm's name."""
 
+import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from dataloaders.stream import Stream, TrainingSet
 from model.learner import Learner
+from utils.divergence import Divergence
 from utils.evaluation import evaluate
 
-#: Batches between looks at the losses for replicas that diverged (a look waits for the device).
+#: Batches between looks at losses and parameters for replicas that diverged (a look waits for the device).
 LOOK_EVERY = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One observed batch. phase: position in the stream; step: batches observed so far; loss: [replicas]."""
+    """One observed batch. phase: position in the stream; step: batches observed so far; loss: [replicas].
+
+    In pre-training phase is -1, and step counts its own steps.
+    """
 
     phase: int
     step: int
@@ -29,8 +35,8 @@ class Evaluation:
     """What is known after `step` batches.
 
     phase: the phase just learnt from, -1 before any training. ends_phase: whether it is complete.
-    accuracy: split -> [replicas, tasks] fractions, nan where a task was not evaluated. statistics: name -> [replicas],
-    see Learner.statistics. seconds: what it took.
+    accuracy: split -> [replicas, tasks] fractions, nan where a task was not evaluated or a replica has diverged.
+    statistics: name -> [replicas], see Learner.statistics. seconds: what it took.
     """
 
     phase: int
@@ -53,9 +59,12 @@ class Loop:
         evaluate_tasks: see RunOptions; for phases of several tasks, "task" there is phase.
 
     Iterating yields a Step after every batch and an Evaluation before the first, at the end of each phase, and after
-    every `log_every` batches of a phase. Attributes hold what happened: train_seconds, evaluation_seconds, and
-    diverged_at [replicas], the step at which a replica's loss or outputs stopped being finite numbers, -1 if they did
-    not. The loop ends early once every replica has diverged.
+    every `log_every` batches of a phase. Attributes hold what happened: step, train_seconds, evaluation_seconds, and
+    divergence. The loop ends early once every replica has diverged.
+
+    A run is a plan of actions, the same whenever it is made, so that its position is one number: how many are done.
+    Between two events, `state_dict` (with the learner's) is all that another loop needs to go on from there, with the
+    same events as if nothing had happened.
     """
 
     def __init__(
@@ -73,60 +82,114 @@ class Loop:
         self.learner, self.stream, self.phases = learner, stream, phases
         self.n_epochs, self.batch_size, self.log_every = n_epochs, batch_size, log_every
         self.splits, self.final_splits, self.evaluate_tasks = splits, final_splits, evaluate_tasks
+        self.divergence = Divergence(len(learner.seeds))
+        self.done = self.step = 0
         self.train_seconds = self.evaluation_seconds = 0.0
-        self.step = 0
-        self.diverged_at = torch.full((len(learner.seeds),), -1)
+        #: Whether everything is done.
+        self.ended = False
+        #: Whether an evaluation is going on: giving it up then loses nothing.
+        self.evaluating = False
+        self._lap_began: float | None = None
+        self._data: TrainingSet | None = None
+        self._order: tuple[Tensor, ...] = ()
+        self._ready: tuple[int, int] | None = None
 
     @property
     def total_steps(self) -> int:
-        sizes = [sum(self.stream.training_size(t) for t in tasks) for tasks in self.phases]
-        return sum(self.n_epochs * -(-size // self.batch_size) for size in sizes)
+        """Steps of the whole run, pre-training included."""
+        return self.learner.pretraining_steps + sum(self.n_epochs * self._n_batches(tasks) for tasks in self.phases)
+
+    def _n_batches(self, tasks: list[int]) -> int:
+        return -(-sum(self.stream.training_size(t) for t in tasks) // self.batch_size)
 
     def __iter__(self) -> Iterator[Step | Evaluation]:
-        yield self._evaluate(-1, True)
-        for phase, tasks in enumerate(self.phases):
-            yield from self._learn(phase, tasks)
-            if self.all_diverged:
-                return
-            yield self._evaluate(phase, True)
+        self._lap_began = time.perf_counter()
+        for act, where in itertools.islice(self._plan(), self.done, None):
+            if self.divergence.all:
+                break
+            event = act(*where)
+            self.done += 1
+            if isinstance(event, Step | Evaluation):
+                yield event
+        self._end_lap()
+        self.ended = True
 
-    def _learn(self, phase: int, tasks: list[int]) -> Iterator[Step | Evaluation]:
-        started = time.perf_counter()
-        data = TrainingSet(self.stream, phase, tasks, self.learner.seeds)
-        self.learner.begin_task(phase)
-        observed = 0
-        try:
+    def _plan(self) -> Iterator[tuple[Callable, tuple]]:
+        """All that the run does, in order: an action and its arguments."""
+        for step in range(self.learner.pretraining_steps):
+            yield self._pretrain, (step,)
+        yield self._evaluate, (-1, True)
+        for phase, tasks in enumerate(self.phases):
+            n_batches = self._n_batches(tasks)
+            yield self.learner.begin_task, (phase,)
             for epoch in range(self.n_epochs):
-                self.learner.begin_epoch(epoch)
-                for x, t, y in data.batches(epoch, self.batch_size):
+                yield self.learner.begin_epoch, (epoch,)
+                for batch in range(n_batches):
+                    observed = epoch * n_batches + batch
                     if self.log_every and observed and observed % self.log_every == 0:
-                        evaluation = self._evaluate(phase, False)
-                        started += evaluation.seconds
-                        yield evaluation
-                    loss = self.learner.observe(x, t, y)
-                    self.step, observed = self.step + 1, observed + 1
-                    self._note_divergence(loss.isfinite())
-                    yield Step(phase, self.step, loss)
-                    if observed % LOOK_EVERY == 0 and self.all_diverged:
-                        return
-            self.learner.end_task(phase)
-        finally:
-            self._wait()
-            self.train_seconds += time.perf_counter() - started
+                        yield self._evaluate, (phase, False)
+                    yield self._observe, (phase, epoch, batch, (observed + 1) % LOOK_EVERY == 0)
+            yield self._end_task, (phase,)
+            yield self._evaluate, (phase, True)
+
+    def _pretrain(self, step: int) -> Step:
+        loss = self.learner.pretrain(self.stream, step)
+        self.divergence.note(0, -1, loss)
+        if (step + 1) % LOOK_EVERY == 0:
+            self._look(-1)
+        return Step(-1, step + 1, loss)
+
+    def _observe(self, phase: int, epoch: int, batch: int, look: bool) -> Step:
+        self._prepare(phase, epoch)
+        loss = self.learner.observe(*self._data.take(self._order[batch]))
+        self.step += 1
+        self.divergence.note(self.step, phase, loss)
+        if look:
+            self._look(phase)
+        return Step(phase, self.step, loss)
+
+    def _prepare(self, phase: int, epoch: int) -> None:
+        """Has the data of the phase and their order in the epoch at hand."""
+        if self._ready == (phase, epoch):
+            return
+        if self._ready is None or self._ready[0] != phase:
+            self._data = TrainingSet(self.stream, phase, self.phases[phase], self.learner.seeds)
+        self._order, self._ready = self._data.order(epoch, self.batch_size), (phase, epoch)
+
+    def _end_task(self, phase: int) -> None:
+        self.learner.end_task(phase)
+        self._data, self._order, self._ready = None, (), None
+        self._look(phase)
+
+    def _look(self, phase: int) -> None:
+        self.divergence.look(self.step, phase, self.learner.named_parameters())
 
     def _evaluate(self, phase: int, ends_phase: bool) -> Evaluation:
-        started = time.perf_counter()
-        splits = (*self.splits, *self.final_splits) if ends_phase else self.splits
-        accuracy = {}
-        for split in splits:
-            accuracy[split], finite = evaluate(self.learner, self.stream, split, self._wanted(phase))
-            self._note_divergence(finite.to(self.diverged_at.device))
-        statistics = {name: value.cpu() for name, value in self.learner.statistics().items()}
+        self._look(phase)
+        self._end_lap()
+        with self._evaluation():
+            splits = (*self.splits, *self.final_splits) if ends_phase else self.splits
+            accuracy = {}
+            for split in splits:
+                accuracy[split], finite = evaluate(self.learner, self.stream, split, self._wanted(phase))
+                self.divergence.note_outputs(self.step, phase, finite)
+            for values in accuracy.values():
+                values[list(self.divergence.faults)] = torch.nan
+            statistics = {name: value.cpu() for name, value in self.learner.statistics().items()}
         if self.learner.alignment:
             self.learner.alignment.reset()
-        seconds = time.perf_counter() - started
+        now = time.perf_counter()
+        seconds, self._lap_began = now - self._lap_began, now
         self.evaluation_seconds += seconds
         return Evaluation(phase, self.step, ends_phase, accuracy, statistics, seconds)
+
+    @contextlib.contextmanager
+    def _evaluation(self):
+        self.evaluating = True
+        try:
+            yield
+        finally:
+            self.evaluating = False
 
     def _wanted(self, phase: int) -> set[int] | None:
         """The tasks to evaluate in or after a phase; None for all."""
@@ -135,14 +198,28 @@ class Loop:
         first = phase if self.evaluate_tasks == "new" else 0
         return {t for tasks in self.phases[first : phase + 2] for t in tasks}
 
-    def _note_divergence(self, finite: Tensor) -> None:
-        self.diverged_at = self.diverged_at.to(finite.device)
-        self.diverged_at = torch.where((self.diverged_at < 0) & ~finite, self.step, self.diverged_at)
-
-    @property
-    def all_diverged(self) -> bool:
-        return bool((self.diverged_at >= 0).all())
-
-    def _wait(self) -> None:
+    def _end_lap(self) -> None:
+        """Counts the time since the last lap, all work on the device done, as training."""
+        if self._lap_began is None:
+            return
         if self.learner.weights.is_cuda:
             torch.cuda.synchronize(self.learner.weights.device)
+        now = time.perf_counter()
+        self.train_seconds, self._lap_began = self.train_seconds + now - self._lap_began, now
+
+    def state_dict(self) -> dict:
+        """The position, and what the learner does not know."""
+        self._end_lap()
+        return {
+            "done": self.done,
+            "step": self.step,
+            "divergence": self.divergence.state_dict(),
+            "train_seconds": self.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on from there when iterated."""
+        self.divergence.load_state_dict(state["divergence"])
+        for name in ("done", "step", "train_seconds", "evaluation_seconds"):
+            setattr(self, name, state[name])

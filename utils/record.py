@@ -12,116 +12,138 @@
         accuracy_matrix.png, task_accuracy.png, alignment.png, TensorBoard events
 """
 
+import contextlib
 import csv
 import dataclasses
-import datetime
 import io
 import json
 import math
-import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
-from utils import atomic, legacy, plots
+from utils import atomic, legacy, plots, tensors
 from utils.config import Config
+from utils.divergence import Fault
 from utils.errors import UserError
+from utils.events import EventFile
 from utils.loop import Evaluation, Step
 from utils.metrics import metrics
-
-ROOT = Path(__file__).parent.parent
+from utils.run_folder import SUMMARY, RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a run came to.
 
-    folder: its record. status: completed, diverged or interrupted (the worst of its seeds'). diverged: seed -> step.
-    metrics: name -> one value per seed, nan for a seed that did not complete. matrices: [seeds, phases, tasks]
-    fractions, nan where a phase was not reached.
+    folder: its record. status: completed, diverged or interrupted (the worst of its seeds'). faults: seed -> how it
+    diverged. metrics: name -> one value per seed, nan for a seed that did not complete. matrices: [seeds, phases,
+    tasks] fractions, nan where a phase was not reached. exit_code: of the process.
     """
 
     folder: Path
     status: str
-    diverged: dict[int, int]
+    faults: dict[int, Fault]
     metrics: dict[str, np.ndarray]
     matrices: np.ndarray
-
-    @property
-    def exit_code(self) -> int:
-        return {"completed": 0, "diverged": 3, "interrupted": 130}[self.status]
+    exit_code: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How the training of a run ended.
 
-    diverged_at: [seeds], the step, or -1. parameters: name -> [seeds, ...], see Learner.named_parameters.
+    faults: replica -> how it diverged. interrupted: the exit code of a run that was asked to stop, else 0.
+    resumed_at_steps: where it went on after a stop. parameters: name -> [seeds, ...], see Learner.named_parameters,
+    those of the last sound look for a replica that diverged.
     """
 
-    diverged_at: list[int]
-    interrupted: bool
+    faults: dict[int, Fault]
+    interrupted: int
     steps: int
+    resumed_at_steps: tuple[int, ...]
     train_seconds: float
     evaluation_seconds: float
     peak_memory_bytes: int
     parameters: dict[str, torch.Tensor]
 
     def status(self, replica: int) -> str:
-        return "diverged" if self.diverged_at[replica] >= 0 else "interrupted" if self.interrupted else "completed"
+        return "diverged" if replica in self.faults else "interrupted" if self.interrupted else "completed"
+
+    @property
+    def exit_code(self) -> int:
+        return self.interrupted or (3 if self.faults else 0)
 
 
 class Record:
     """Collects what the loop reports and writes it down.
 
     Args:
-        config: the run's.
+        config: the run's. folder: where.
         learned_at: [tasks], the phase in which each task is learnt. n_phases: their number.
+        state: of an earlier record of the same run, to go on from.
 
-    Raises UserError if the folder cannot be written, before anything is trained.
+    Every method raises UserError if the folder cannot be written any more.
     """
 
-    def __init__(self, config: Config, learned_at: np.ndarray, n_phases: int):
+    def __init__(
+        self, config: Config, folder: RunFolder, learned_at: np.ndarray, n_phases: int, state: dict | None = None
+    ):
         self.config, self.learned_at, self.n_phases = config, learned_at, n_phases
+        self.run_folder, self.folder = folder, folder.path
         self.split = config.run.evaluate_on
-        self.evaluations: list[Evaluation] = []
+        self.evaluations = [Evaluation(**parts) for parts in state["evaluations"]] if state else []
         self._steps: list[Step] = []
-        self.parameters = _parameters(config)
-        try:
-            self.folder = _new_folder(config)
-            for seed in config.seeds:
-                self._seed_folder(seed).mkdir()
-                atomic.write_text(
-                    self._seed_folder(seed) / "training_parameters.json", _json({**self.parameters, "seed": seed})
-                )
-            self._boards = [SummaryWriter(self._seed_folder(seed)) for seed in config.seeds]
-        except OSError as error:
-            raise UserError(
-                f"--log_dir {config.run.log_dir} cannot be written ({error}): give a writable folder."
-            ) from None
+        sizes = state["event_bytes"] if state else [0] * len(config.seeds)
+        self._boards: list[EventFile] = []
+        with self._writing():
+            for seed, size in zip(config.seeds, sizes, strict=True):
+                self._boards.append(EventFile(self._seed_folder(seed), size))
 
     def _seed_folder(self, seed: int) -> Path:
-        return self.folder / str(seed)
+        return self.run_folder.seed_folder(seed)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the record in {self.folder} cannot be written ({error}): make room, then go on with"
+                f" --resume {self.folder}."
+            ) from None
 
     def add(self, event: Step | Evaluation) -> None:
         """Notes a step, or an evaluation."""
         if isinstance(event, Step):
             self._steps.append(event)
-        else:
-            self.evaluations.append(event)
+            return
+        self.evaluations.append(event)
+        with self._writing():
             self._write_losses()
             self._write_events(event)
+
+    def state_dict(self) -> dict:
+        """All that another record of the same run needs to go on; everything noted so far is on the disk."""
+        with self._writing():
+            self._write_losses()
+            sizes = [board.flush() for board in self._boards]
+        return {"evaluations": [vars(evaluation) for evaluation in self.evaluations], "event_bytes": sizes}
+
+    def release(self) -> None:
+        """Closes what is open, whatever state it is in."""
+        for board in self._boards:
+            with contextlib.suppress(OSError):
+                board.close()
 
     def _write_losses(self) -> None:
         """TensorBoard: the losses since the last time; in one go, because each look at a loss waits for the device."""
         losses = torch.stack([step.loss for step in self._steps]).cpu() if self._steps else []
         for replica, board in enumerate(self._boards):
             for step, loss in zip(self._steps, losses, strict=True):
-                board.add_scalar("loss", loss[replica], step.step)
+                if loss[replica].isfinite():
+                    board.scalar("loss" if step.phase >= 0 else "pretraining_loss", loss[replica], step.step)
         self._steps = []
 
     def _write_events(self, evaluation: Evaluation) -> None:
@@ -131,38 +153,35 @@ class Record:
                 for t, value in enumerate(accuracy[replica]):
                     if value.isnan():
                         continue
-                    board.add_scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
+                    board.scalar(f"accuracy_{split}/task_{t:02d}", value, evaluation.step)
                 mean = accuracy[replica][learnt].mean()
                 if not mean.isnan():
-                    board.add_scalar(f"accuracy_{split}/mean_of_learnt_tasks", mean, evaluation.step)
+                    board.scalar(f"accuracy_{split}/mean_of_learnt_tasks", mean, evaluation.step)
             for name, values in evaluation.statistics.items():
-                board.add_scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
+                board.scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
 
     def close(self, outcome: Outcome) -> Result:
-        """Writes every file that is left to write. UserError if the folder cannot be written any more."""
-        try:
+        """Writes every file that is left to write, the summary last."""
+        with self._writing():
             return self._close(outcome)
-        except OSError as error:
-            raise UserError(
-                f"the record in {self.folder} cannot be completed ({error}): make room, then run again."
-            ) from None
 
     def _close(self, outcome: Outcome) -> Result:
         self._write_losses()
-        per_seed = [self._write_seed(replica, seed, outcome) for replica, seed in enumerate(self.config.seeds)]
         for board in self._boards:
+            board.flush()
             board.close()
+        per_seed = [self._write_seed(replica, seed, outcome) for replica, seed in enumerate(self.config.seeds)]
         names = list(dict.fromkeys(name for values in per_seed for name in values))
         by_metric = {name: np.array([values.get(name, np.nan) for values in per_seed]) for name in names}
         statuses = [outcome.status(replica) for replica in range(len(self.config.seeds))]
         status = next((s for s in ("interrupted", "diverged") if s in statuses), "completed")
-        self._write_summary(status, statuses, by_metric, outcome)
         matrices = np.stack([self.matrix(replica, self.split) for replica in range(len(self.config.seeds))])
         if completed := [replica for replica, found in enumerate(statuses) if found == "completed"]:
             curves, statistics = self._curves(self.split), self._statistics(lambda values: values[completed].mean())
             self._draw(self.folder, matrices[completed].mean(axis=0), curves[completed].mean(axis=0), statistics)
-        diverged = {seed: at for seed, at in zip(self.config.seeds, outcome.diverged_at, strict=True) if at >= 0}
-        return Result(self.folder, status, diverged, by_metric, matrices)
+        self._write_summary(status, statuses, by_metric, outcome)
+        faults = {self.config.seeds[replica]: fault for replica, fault in outcome.faults.items()}
+        return Result(self.folder, status, faults, by_metric, matrices, outcome.exit_code)
 
     # ------------------------------------------------------------ what was measured
 
@@ -207,7 +226,8 @@ class Record:
             atomic.write_text(folder / "alignment.csv", self._statistics_csv(statistics))
         kept = {**found, "status": status}
         if status == "diverged":
-            kept["diverged_at_step"] = outcome.diverged_at[replica]
+            fault = outcome.faults[replica]
+            kept |= {"diverged_at_step": fault.step, "diverged": dataclasses.asdict(fault)}
         atomic.write_text(
             folder / "results.json", _json({**kept, **_costs(outcome), "evaluated_on": self.split, "units": UNITS})
         )
@@ -216,13 +236,13 @@ class Record:
     def _write_legacy(self, folder: Path, replica: int, matrix, curve, outcome: Outcome) -> None:
         labels = [max(e.phase, 0) for e in self._evaluations_of(self.split)]
         weights = {name: values[replica].cpu().clone() for name, values in outcome.parameters.items()}
-        options = {name: self.parameters[name] for name in ("model", "dataset")} | self.parameters["options"]
+        parameters = self.run_folder.parameters
+        options = {name: parameters[name] for name in ("model", "dataset")} | parameters["options"]
         options["seed"] = self.config.seeds[replica]
         with np.errstate(all="ignore"):
             atomic.write_text(folder / "results.txt", legacy.results_txt(matrix, curve[0], self.learned_at))
             content = legacy.results_pt(labels, curve, weights, matrix, curve[0], self.learned_at, options)
-        with atomic.whole_file(folder / "results.pt") as temporary:
-            torch.save(content, temporary)
+        tensors.save(folder / "results.pt", content)
 
     def _write_summary(self, status: str, statuses: list[str], by_metric: dict, outcome: Outcome) -> None:
         summary = {
@@ -237,7 +257,7 @@ class Record:
             "evaluated_on": self.split,
             "units": UNITS,
         }
-        atomic.write_text(self.folder / "summary.json", _json(summary))
+        atomic.write_text(self.folder / SUMMARY, _json(summary))
 
     def _draw(self, folder: Path, matrix, curve, statistics: dict) -> None:
         steps = [e.step for e in self._evaluations_of(self.split)]
@@ -280,57 +300,8 @@ def spread(values: np.ndarray) -> dict:
 
 
 def _costs(outcome: Outcome) -> dict:
-    return {
-        name: getattr(outcome, name) for name in ("steps", "train_seconds", "evaluation_seconds", "peak_memory_bytes")
-    }
-
-
-def _new_folder(config: Config) -> Path:
-    """A folder that did not exist before."""
-    parent = Path(config.run.log_dir) / config.algorithm.name
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        moment = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-        folder = parent / f"{config.run.expt_name}-{moment}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-
-
-def _parameters(config: Config) -> dict:
-    return {
-        "model": config.algorithm.name,
-        "dataset": config.dataset.name,
-        "data": config.dataset.origin(config.run.data_path),
-        "seeds": list(config.seeds),
-        "as_published": config.as_published,
-        "options": config.values,
-        "sources": config.sources,
-        "command": sys.argv,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "commit": _commit(),
-        "machine": {
-            "device": torch.cuda.get_device_name(config.run.device)
-            if config.run.device != "cpu"
-            else platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
-def _commit() -> str | None:
-    """The commit of this code, with "+" where it was changed since; None outside a repository."""
-    try:
-        git = ["git", "-C", str(ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changed else "")
+    names = ("steps", "resumed_at_steps", "train_seconds", "evaluation_seconds", "peak_memory_bytes")
+    return {name: getattr(outcome, name) for name in names}
 
 
 def _json(content: dict) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from utils.config import Config
+from utils.divergence import Fault
 from utils.record import Result
 
 LINES = (
@@ -30,12 +31,18 @@ def report(config: Config, result: Result) -> str:
         lines += ["", "  accuracy matrix: accuracy_matrix.png and, for each seed, accuracy_matrix.csv in the record"]
     elif completed.any():
         lines += ["", *_matrix(result.matrices[completed].mean(axis=0))]
-    for seed, step in result.diverged.items():
-        lines += [
-            "",
-            f"  seed {seed} diverged at step {step}: its loss or outputs were no longer finite. Lower the rates.",
-        ]
+    for seed, fault in result.faults.items():
+        lines += ["", _fault(seed, fault)]
+    if result.status == "interrupted":
+        lines += ["", f"  interrupted: go on with  main.py --resume {result.folder}"]
     return "\n".join([*lines, "", f"  records in {result.folder}"])
+
+
+def _fault(seed: int, fault: Fault) -> str:
+    what = fault.what if fault.what in ("loss", "outputs") else f"parameter {fault.what}"
+    before = "" if fault.last_loss is None else f" (loss {fault.last_loss:.4g} at step {fault.last_loss_step})"
+    where = f"step {fault.step}, task {fault.phase + 1}" if fault.phase >= 0 else "the start"
+    return f"  seed {seed} diverged at {where}: its {what} was no longer finite{before}. Lower the rates."
 
 
 def _matrix(mean: np.ndarray) -> list[str]:

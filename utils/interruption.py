@@ -1,0 +1,75 @@
+"""Signals and time limits: a run that is asked to stop finishes its step, and nothing is lost."""
+
+import contextlib
+import os
+import signal
+import threading
+
+#: Seconds after which a step that has not ended is given up; the run then goes on from its last checkpoint.
+PATIENCE = 6.0
+
+
+class Stopped(BaseException):
+    """The run ends here. whole: no step was given up half done.
+
+    No Exception, so that nothing on the way takes it for an error that it can handle.
+    """
+
+    def __init__(self, whole: bool):
+        super().__init__()
+        self.whole = whole
+
+
+class Interruption:
+    """What Ctrl-C (SIGINT), SIGTERM and a time limit do while the block runs.
+
+    The first of them sets `exit_code` (130 for SIGINT, else 143), which the run looks at after every step. While
+    `at_once()` says that nothing is half done, Stopped is raised there and then; after PATIENCE seconds it is raised
+    wherever the run is. Within `finishing()`, nothing is raised. A second signal ends the process at once.
+
+    Args:
+        minutes: the time limit, counted from here; 0 for none.
+
+    Only the main thread can handle signals; elsewhere the block does nothing.
+    """
+
+    def __init__(self, minutes: float = 0):
+        self.minutes = minutes
+        self.exit_code = 0
+        self.at_once = lambda: True
+        self._finishing = False
+
+    def __enter__(self):
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+                self._previous[number] = signal.signal(number, self._handle)
+            signal.setitimer(signal.ITIMER_REAL, self.minutes * 60)
+        return self
+
+    def __exit__(self, *error):
+        if self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        if not self.exit_code:
+            self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            if not self._finishing and self.at_once():
+                raise Stopped(whole=True)
+        elif number != signal.SIGALRM:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self._finishing:
+            raise Stopped(whole=False)
+
+    @contextlib.contextmanager
+    def finishing(self):
+        """Within it nothing is given up, however long it takes."""
+        outer, self._finishing = self._finishing, True
+        try:
+            yield
+        finally:
+            self._finishing = outer
