@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Fetches or imports data sets, and verifies them: `python3 get_data.py mnist`."""
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataloaders import mnist
+from utils.command_line import one_sentence, parse
 from utils.errors import UserError, nearest
+from utils.options import option
 
 
 @dataclass(frozen=True)
@@ -28,29 +29,28 @@ SOURCES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message[0].upper() + message[1:] + " (see --help).")
+@dataclass(frozen=True)
+class Options:
+    source: str = option("", "a folder that holds the original files, instead of downloading them")
+    data_path: str = option("data", "where to put them")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Puts the named data set into --data_path. Exits with code 2 and one sentence if that cannot be done."""
     older = ", ".join(name for source in SOURCES.values() for name in source.older_names)
-    parser = _Parser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("name", help=f"{', '.join(SOURCES)} or all (older names for mnist: {older})")
-    parser.add_argument("--source", help="a folder that holds the original files, instead of downloading them")
-    parser.add_argument("--data_path", default="data", help="where to put them (default data)")
-    try:
-        args = parser.parse_args(argv)
-        for name in _names(args.name):
-            if SOURCES[name].is_present(args.data_path):
-                print(f"{name} is in {args.data_path}/{name} already, and sound.")
+    usage = f"usage: get_data.py NAME [options]\n\nNAME: {', '.join(SOURCES)} or all (older names for mnist: {older})"
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with one_sentence("get_data.py"):
+        asked = argv.pop(0) if argv and not argv[0].startswith("-") else None
+        options = parse(Options, argv, "get_data.py", f"{__doc__}\n\n{usage}")
+        if asked is None:
+            raise UserError(f"the name of a data set is missing: give one of {', '.join(SOURCES)}, or all.")
+        for name in _names(asked):
+            if SOURCES[name].is_present(options.data_path):
+                print(f"{name} is in {options.data_path}/{name} already, and sound.")
                 continue
-            SOURCES[name].fetch(args.data_path, args.source)
-            print(f"{name} is now in {args.data_path}/{name}.")
-    except UserError as error:
-        print(f"get_data.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+            SOURCES[name].fetch(options.data_path, options.source or None)
+            print(f"{name} is now in {options.data_path}/{name}.")
 
 
 def _names(asked: str) -> list[str]:

@@ -9,22 +9,23 @@ repetitions, per example and replica, for 1 and for 5 replicas; "x online" is th
 which takes examples one by one; others take the batches that are printed.
 """
 
-import argparse
-import json
-import platform
+import dataclasses
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.common import OnDevice, machine, options, write
 from model.batch import Batch
 from model.memory import Reservoir
 from model.networks import MLP, build_network
 from model.registry import ALGORITHMS
 from utils import experiments, papers
+from utils.command_line import one_sentence
 from utils.config import configure
+from utils.errors import UserError, nearest
+from utils.options import option
 
 
 class OneByOne(MLP):
@@ -104,19 +105,20 @@ def milliseconds(name: str, replicas: int, device: str, seconds: float) -> tuple
     return statistics.median(timed(n) for _ in range(10)) * 1000 / size / replicas, size
 
 
+@dataclasses.dataclass(frozen=True)
+class Options(OnDevice):
+    models: tuple[str, ...] = option((), "rows to measure, all if not given")
+    seconds: float = option(4.0, "spent on each figure", above=0, high=3600)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
+    args = options(Options, __doc__)
     known = [*ALGORITHMS, *VARIANTS]
-    parser.add_argument("--models", nargs="+", choices=known, default=known)
-    parser.add_argument("--seconds", type=float, default=4, help="spent on each figure")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    if unknown := [name for name in args.models if name not in known]:
+        raise UserError(f"--models {unknown[0]} is not known: {nearest(unknown[0], known)}.")
     torch.manual_seed(0)
 
-    names = ["online", *(name for name in args.models if name != "online")]
+    names = ["online", *(name for name in args.models or known if name != "online")]
     rows, online = [], 0.0
     for name in names:
         (one, size), (five, _) = (milliseconds(name, n, args.device, args.seconds) for n in (1, 5))
@@ -131,12 +133,9 @@ def main():
             }
         )
         print(f"{name:20} batch {size:3} {one:9.3f} ms {five:9.3f} ms with 5 replicas {one / online:7.1f} x online")
-    if args.out:
-        machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-        about = {"device": args.device, "machine": machine, "threads": args.threads, "torch": torch.__version__}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({**about, "unit": "ms per example and replica", "rows": rows}, indent=2) + "\n")
+    write(args.out, {**machine(args), "unit": "ms per example and replica", "rows": rows})
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("benchmarks.observe"):
+        main()

@@ -8,19 +8,17 @@ One outer update: 10 inner steps of one example each, the meta-loss on 10 + 10 e
 as research code does; the ratios are against it. Every figure is the median of several repetitions, per replica.
 """
 
-import argparse
-import json
-import platform
 import random
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from torch.nn import functional
 
+from benchmarks.common import OnDevice, machine, options, write
 from model.lookahead import LookaheadMAML, LookaheadOptions
 from model.networks import MLP
+from utils.command_line import one_sentence
 
 BATCH, REPLAY, MEMORY = 10, 10, 200
 
@@ -99,26 +97,21 @@ def milliseconds(step, device, repetitions=15, steps=8) -> float:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = options(OnDevice, __doc__)
     torch.manual_seed(0)
     random.seed(0)
 
     plain = Plain(args.device)
     x, y = torch.rand(BATCH, 784, device=args.device), torch.randint(10, (BATCH,), device=args.device)
     rows = [("one replica, plain autograd", 1, milliseconds(lambda: plain.observe(x, y), args.device))]
-    for label, network, options in (
+    for label, network, settings in (
         ("ours, autograd", AutogradOnly, {}),
         ("ours", MLP, {}),
         ("ours, meta-loss at the last step only", MLP, {"meta_loss": "last"}),
         ("ours, second order", MLP, {"second_order": True}),
     ):
         for replicas in (1, 5):
-            measured = milliseconds(ours(replicas, args.device, network, **options), args.device) / replicas
+            measured = milliseconds(ours(replicas, args.device, network, **settings), args.device) / replicas
             rows.append((f"{label}, {replicas} replica{'s' * (replicas > 1)}", replicas, measured))
 
     base = rows[0][2]
@@ -128,12 +121,9 @@ def main():
     ]
     for row in found:
         print(f"{row['what']:52} {row['ms_per_replica']:8.2f} ms per replica {row['speedup']:7.2f} x")
-    if args.out:
-        machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-        about = {"device": args.device, "machine": machine, "threads": args.threads, "torch": torch.__version__}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({**about, "rows": found}, indent=2) + "\n")
+    write(args.out, {**machine(args), "rows": found})
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("benchmarks.update"):
+        main()

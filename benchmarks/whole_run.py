@@ -8,7 +8,6 @@ passed on) and compares with what the 2020 code needed for one seed on one core 
 2.56 GB with evaluations included, measured by this project's founders on the same stream.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -18,15 +17,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.common import Options, options, write
+from utils.command_line import one_sentence
+
 ROOT = Path(__file__).parent.parent
 PUBLISHED_SECONDS_PER_SEED = 200.0
 PUBLISHED_BYTES = 2.56e9
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
-    args, extra = parser.parse_known_args()
+    argv = sys.argv[1:]
+    at = argv.index("--out") if "--out" in argv else len(argv)
+    own = argv[at : at + 2] or [word for word in argv if word in ("--help", "-h")]
+    args, extra = options(Options, __doc__, own), argv[:at] + argv[at + 2 :]
     with tempfile.TemporaryDirectory() as logs:
         line = ["main.py", "--model", "lamaml", "--dataset", "mnist_rotations", *extra, "--log_dir", logs]
         started = time.perf_counter()
@@ -51,12 +54,10 @@ def main():
         "times_less_memory": round(PUBLISHED_BYTES / peak, 2),
         "data_bytes_on_disk": data,
     }
-    text = json.dumps(found, indent=2)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    print(json.dumps(found, indent=2))
+    write(args.out, found)
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence("benchmarks.whole_run"):
+        main()

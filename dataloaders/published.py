@@ -34,7 +34,8 @@ class PublishedTasks(Stream):
         x, y = self.tasks["train"][0][1:]
         self.input_shape = tuple(x.shape[1:])
         self.n_classes = 1 + max(int(task[2].max()) for task in self.tasks["train"])
-        held_out = int(len(y) * options.validation)
+        options.check(name, len(y))
+        held_out = options.held_out(len(y))
         order = torch.from_numpy(generator(options.stream_seed, "validation split").permutation(len(y)))
         self.parts = {"train": order[held_out:].sort().values, "validation": order[:held_out]}
 

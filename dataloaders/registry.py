@@ -34,9 +34,9 @@ class RotationOptions(StreamOptions):
 class Dataset:
     """One row of the registry.
 
-    build: (options, data_path) -> Stream. options: the dataclass. presets: defaults where they differ from it.
-    published: name of a ready-made file that is used instead of `build` where it lies in data_path. gives_task: a
-    learner is told which task an example is of, at test time too.
+    build: (options, data_path) -> Stream. options: the dataclass. train_examples: of each task. presets: defaults where
+    they differ from it. published: name of a ready-made file that is used instead of `build` where it lies in
+    data_path. gives_task: a learner is told which task an example is of, at test time too.
     """
 
     name: str
@@ -44,9 +44,15 @@ class Dataset:
     options: type
     summary: str
     citation: str
+    train_examples: int
     presets: dict = dataclasses.field(default_factory=dict)
     published: str = ""
     gives_task: bool = True
+
+    def check(self, options: StreamOptions, data_path) -> None:
+        """UserError if the tasks cannot be as asked, before any data are loaded (but for published files)."""
+        if self.origin(data_path) != self.published:
+            options.check(self.name, self.train_examples)
 
     def origin(self, data_path) -> str:
         """Where the stream's data come from: computed here, or the published file."""
@@ -90,6 +96,7 @@ DATASETS: dict[str, Dataset] = {
             RotationOptions,
             "10 rotations (0 to 180 degrees) of 1,797 handwritten 8 x 8 digits; in the repository, needs no download",
             "Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits",
+            1198,
             {"n_tasks": 10, "samples_per_task": 300},
         ),
         Dataset(
@@ -98,6 +105,7 @@ DATASETS: dict[str, Dataset] = {
             RotationOptions,
             "20 rotations of MNIST, one random angle in each bin of 9 degrees",
             MER,
+            60000,
             {"samples_per_task": 1000},
             published="mnist_rotations.pt",
         ),
@@ -107,6 +115,7 @@ DATASETS: dict[str, Dataset] = {
             StreamOptions,
             "20 random pixel permutations of MNIST",
             MER,
+            60000,
             {"samples_per_task": 1000},
             published="mnist_permutations.pt",
         ),
@@ -116,6 +125,7 @@ DATASETS: dict[str, Dataset] = {
             StreamOptions,
             "100 random pixel permutations of MNIST, few examples each",
             MER,
+            60000,
             {"n_tasks": 100, "samples_per_task": 200},
             published="mnist_manypermutations.pt",
         ),
@@ -125,13 +135,7 @@ DATASETS: dict[str, Dataset] = {
 
 def build_stream(dataset: Dataset, options: StreamOptions, data_path) -> Stream:
     """The stream, its data loaded; UserError if they are missing, damaged or too few."""
+    dataset.check(options, data_path)
     if dataset.origin(data_path) == dataset.published:
-        stream = PublishedTasks(dataset.name, options, Path(data_path) / dataset.published)
-    else:
-        stream = dataset.build(options, data_path)
-    if options.validation and not stream.size(0, "validation"):
-        raise UserError(
-            f"--validation {options.validation} leaves no validation examples: give a larger fraction, or 0 for none."
-        )
-    stream.training_size(0)
-    return stream
+        return PublishedTasks(dataset.name, options, Path(data_path) / dataset.published)
+    return dataset.build(options, data_path)

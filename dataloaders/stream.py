@@ -38,6 +38,26 @@ class StreamOptions:
         0, "decides what the tasks are (angles, permutations, the validation part); the same for all seeds", low=0
     )
 
+    def held_out(self, n: int) -> int:
+        """How many of n training examples are kept apart for validation."""
+        return int(n * self.validation)
+
+    def check(self, name: str, n: int) -> None:
+        """UserError if a task of the stream, with n training examples, cannot be split as asked."""
+        if self.validation and not self.held_out(n):
+            raise UserError(
+                f"--validation {self.validation} leaves no validation examples: give a larger fraction, or 0 for none."
+            )
+        self.check_samples(name, n - self.held_out(n))
+
+    def check_samples(self, name: str, n: int) -> None:
+        """UserError if fewer than --samples_per_task examples are left to train on, n of them."""
+        if self.samples_per_task > n:
+            raise UserError(
+                f"--samples_per_task {self.samples_per_task} is more than a task of {name} has to train on: give at"
+                f" most {n}."
+            )
+
 
 class Stream(abc.ABC):
     """Tasks 0 .. n_tasks-1, each with its own training, validation and test examples.
@@ -86,10 +106,7 @@ class Stream(abc.ABC):
     def training_size(self, t: int) -> int:
         """Training examples of task t that a replica sees; UserError if there are fewer than were asked for."""
         pool, wanted = self.size(t, "train"), self.options.samples_per_task
-        if wanted > pool:
-            raise UserError(
-                f"--samples_per_task {wanted} is more than a task of {self.name} has to train on: give at most {pool}."
-            )
+        self.options.check_samples(self.name, pool)
         return wanted if wanted > 0 else pool
 
     def chosen(self, t: int, seed: int) -> Tensor:
@@ -130,7 +147,7 @@ class ShiftedImages(Stream):
         self.fingerprint = _digest(*train, *test)
         images, labels = train
         self.input_shape, self.n_classes = (images[0].numel(),), int(labels.max()) + 1
-        held_out = int(len(labels) * options.validation)
+        held_out = options.held_out(len(labels))
         order = torch.from_numpy(generator(options.stream_seed, "validation split").permutation(len(labels)))
         self.splits = {"train": train, "validation": (images[order[:held_out]], labels[order[:held_out]]), "test": test}
         if held_out:

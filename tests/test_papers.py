@@ -57,11 +57,11 @@ def test_what_is_recorded_is_skipped_until_a_setting_changes(tmp_path, capsys):
 def test_a_failed_row_is_told_at_the_end_and_ctrl_c_ends_all(codes, runs, result, tmp_path, monkeypatch):
     asked = []
 
-    def run(command, cwd):
-        asked.append(command)
-        return subprocess.CompletedProcess(command, codes.pop(0) if codes else 0)
+    def run(line):
+        asked.append(line)
+        return codes.pop(0) if codes else 0
 
-    monkeypatch.setattr("utils.experiments.subprocess.run", run)
+    monkeypatch.setattr(experiments, "_run", run)
     assert experiments.main(["all", "mnist_manypermutations", "--log_dir", str(tmp_path)]) == result
     assert len(asked) == (runs or sum(row.dataset == "mnist_manypermutations" for row in ROWS))
 

@@ -4,13 +4,10 @@ A value comes from the command line if it was given there; else from --as_publis
 row for the algorithm and the stream; else from the registry's presets or the options' defaults.
 """
 
-import argparse
 import dataclasses
-import os
 import re
-import sys
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 
@@ -19,6 +16,7 @@ from dataloaders.stream import StreamOptions
 from model.networks import NetworkOptions
 from model.registry import ALGORITHMS, ALIASES, Algorithm, variant_of
 from utils import papers, parameters
+from utils.command_line import Parser, check_device, flag_line, show
 from utils.errors import UserError, nearest
 from utils.options import Option, option, options_of
 
@@ -169,31 +167,17 @@ def configure(argv: list[str]) -> Config:
     """
     given = _parse(argv)
     if "help" in given:
-        _show(help_text())
+        show(help_text())
     if "list" in given:
-        _show(list_text())
-    show = given.pop("show_config", None)
+        show(list_text())
+    asked = given.pop("show_config", None)
     config = resolve(given)
-    if show is not None:
-        _show(config_text(config))
+    if asked is not None:
+        show(config_text(config))
     return config
 
 
-def _show(text: str) -> NoReturn:
-    """Prints and stops; a reader who closes the pipe early, such as head, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    raise SystemExit(0)
-
-
 # ---------------------------------------------------------------- the command line
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message[0].upper() + message[1:] + " (see --help).")
 
 
 def _known_options() -> dict[str, Option]:
@@ -209,32 +193,18 @@ def _known_options() -> dict[str, Option]:
 
 def _parse(argv: list[str]) -> dict[str, str | list[str]]:
     """name -> text, for what the command line gives."""
-    parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--help", "-h", action="store_true")
+    parser = Parser()
     for name in ACTIONS:
         parser.add_argument(f"--{name}", action="store_true")
     for name in SPECIAL:
         nargs = {"seeds": "+", "cuda": "?", "xav_init": "?", "as_published": "?"}.get(name)
         parser.add_argument(f"--{name}", nargs=nargs, const="yes" if nargs == "?" else None)
-    known = _known_options()
-    for name, known_option in known.items():
-        spellings = [f"--{flag}" for flag in (name, *known_option.flags)]
-        switch = {"nargs": "?", "const": "yes"} if known_option.kind is bool else {}
-        parser.add_argument(*spellings, dest=name, **switch)
+    parser.add_options(_known_options().values())
     for name in RETIRED:
         parser.add_argument(
             f"--{name}", *([RETIRED_SHORT[name]] if name in RETIRED_SHORT else []), nargs="?", const="yes"
         )
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        valid = [*known, *SPECIAL, *ACTIONS, *RETIRED, *(flag for o in known.values() for flag in o.flags)]
-        if not unknown[0].startswith("--"):
-            raise UserError(
-                f"{unknown[0]!r} is not a flag and follows none that takes it: write --name value (see --help)."
-            )
-        name = unknown[0].removeprefix("--").split("=")[0]
-        raise UserError(f"--{name} is not a flag of main.py: {nearest(name, valid)} (see --help).")
-    return vars(given)
+    return parser.read(argv, "main.py")
 
 
 # ---------------------------------------------------------------- deciding every value
@@ -362,13 +332,7 @@ def _device(given: dict, notes: list[str]) -> None:
         if wanted and not torch.cuda.is_available():
             notes.append("--cuda was asked for, but this machine offers no CUDA device: running on the CPU.")
         given["device"] = "cuda" if wanted and torch.cuda.is_available() else "cpu"
-    device = given.get("device", "cpu")
-    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
-        raise UserError(f"--device {device} is not known: give cpu, cuda or cuda:N.")
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"--device {device} is not there: this machine has {torch.cuda.device_count()}; give --device cpu."
-        )
+    check_device(given.get("device", "cpu"))
 
 
 def _refuse_foreign(given: dict, known: dict, algorithm: Algorithm, dataset: Dataset) -> None:
@@ -396,6 +360,7 @@ def _check(config: Config) -> None:
         raise UserError(
             f"--expt_name {run.expt_name!r} cannot be part of a folder's name: give letters, digits, - and _."
         )
+    config.dataset.check(config.stream, run.data_path)
     if run.evaluate_on == "validation" and not config.stream.validation:
         raise UserError(
             "--evaluate_on validation needs validation data: give --validation 0.1 (a fraction of the training data)."
@@ -417,19 +382,12 @@ def _check(config: Config) -> None:
 # ---------------------------------------------------------------- what the user can read
 
 
-def _flag_line(o: Option, default) -> str:
-    spelling = " ".join(f"--{flag}" for flag in (o.name, *o.flags))
-    kind = "|".join(o.choices) if o.choices else "[yes|no]" if o.kind is bool else o.kind.__name__.upper()
-    shown = ("yes" if default else "no") if isinstance(default, bool) else default
-    return f"  {spelling} {kind}\n      {o.help} (default {shown})"
-
-
 def help_text() -> str:
     """--help: common options, then one group per stream family and per algorithm family."""
     lines = ["usage: main.py [--model NAME] [--dataset NAME] [--seeds N ...] [options]", "", DESCRIPTION, ""]
     lines += ["what to run:", *(f"  --{name}\n      {text}" for name, text in {**SPECIAL, **ACTIONS}.items()), ""]
-    lines += ["the run:", *(_flag_line(o, o.default) for o in options_of(RunOptions).values()), ""]
-    lines += ["the network:", *(_flag_line(o, o.default) for o in options_of(NetworkOptions).values()), ""]
+    lines += ["the run:", *(flag_line(o, o.default) for o in options_of(RunOptions).values()), ""]
+    lines += ["the network:", *(flag_line(o, o.default) for o in options_of(NetworkOptions).values()), ""]
     for title, entries in (("stream", DATASETS), ("algorithm", ALGORITHMS)):
         families: dict[type, list] = {}
         for entry in entries.values():
@@ -439,7 +397,7 @@ def help_text() -> str:
             for o in options_of(cls).values():
                 per_member = {m.presets.get(o.name, o.default) for m in members}
                 default = per_member.pop() if len(per_member) == 1 else "depends on the name"
-                lines.append(_flag_line(o, default))
+                lines.append(flag_line(o, default))
             lines.append("")
     lines.append("A row of papers/ for the algorithm and the stream replaces these defaults: see --show_config.")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ run_experiments.sh is the script that people use.
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,12 @@ from pathlib import Path
 from dataloaders.registry import DATASETS
 from model.registry import ALGORITHMS, ALIASES
 from utils import papers
+from utils.command_line import one_sentence
 from utils.config import Config, configure
 from utils.errors import UserError, nearest
+
+#: Exit codes of a run that was told to stop, as the shell and as Python has them; nothing more is started then.
+STOPPED = {130: 130, -2: 130, 143: 143, -15: 143}
 
 
 def arguments(row: papers.Row, extra: list[str]) -> list[str]:
@@ -75,6 +80,23 @@ def pending(model: str, dataset: str, extra: list[str]) -> list[list[str]]:
     return [line for _, line, where in found if where is None]
 
 
+def _run(line: list[str]) -> int:
+    """main.py with these arguments, in a process of its own; returns its exit code.
+
+    It must not be killed when this process is told to stop: a terminal's Ctrl-C reaches both, SIGTERM is passed on.
+    """
+    with subprocess.Popen([sys.executable, "main.py", *line], cwd=papers.FOLDER.parent) as process:
+        before = {
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+            signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: process.terminate()),
+        }
+        try:
+            return process.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def main(argv: list[str]) -> int:
     """Lists the rows, or runs those named, one after the other. Returns the exit code of the last run that failed.
 
@@ -88,18 +110,14 @@ def main(argv: list[str]) -> int:
     failed = 0
     for line in pending(model, dataset, argv[len(names) :]):
         print(f"main.py {shlex.join(line)}", flush=True)
-        code = subprocess.run([sys.executable, "main.py", *line], cwd=papers.FOLDER.parent).returncode
-        if code in (130, -2):
-            return 130
+        line = line if "--resume" in line else [*line, "--resume", "auto"]
+        code = _run(line)
+        if code in STOPPED:
+            return STOPPED[code]
         failed = code or failed
     return failed
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence("run_experiments.sh"):
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"run_experiments.sh: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -4,9 +4,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 
 #: Seconds after which a step that has not ended is given up; the run then goes on from its last checkpoint.
 PATIENCE = 6.0
+
+#: Seconds within which a second signal is taken for the first: `uv run` and batch systems deliver the same one twice.
+ECHO = 0.2
 
 
 class Stopped(BaseException):
@@ -25,7 +29,7 @@ class Interruption:
 
     The first of them sets `exit_code` (130 for SIGINT, else 143), which the run looks at after every step. While
     `at_once()` says that nothing is half done, Stopped is raised there and then; after PATIENCE seconds it is raised
-    wherever the run is. Within `finishing()`, nothing is raised. A second signal ends the process at once.
+    wherever the run is. Within `finishing()`, nothing is raised. A second signal, ECHO seconds later, ends the process.
 
     Args:
         minutes: the time limit, counted from here; 0 for none.
@@ -38,6 +42,7 @@ class Interruption:
         self.exit_code = 0
         self.at_once = lambda: True
         self._finishing = False
+        self._asked_at = 0.0
 
     def __enter__(self):
         self._previous = {}
@@ -56,10 +61,13 @@ class Interruption:
     def _handle(self, number, frame) -> None:
         if not self.exit_code:
             self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            self._asked_at = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, PATIENCE)
             if not self._finishing and self.at_once():
                 raise Stopped(whole=True)
         elif number != signal.SIGALRM:
+            if time.monotonic() - self._asked_at < ECHO:
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self._finishing:

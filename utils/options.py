@@ -45,11 +45,20 @@ class Option:
         return typing.get_args(self.kind) if typing.get_origin(self.kind) is typing.Literal else None
 
     @property
+    def placeholder(self) -> str:
+        """What stands for the value in --help."""
+        if self.choices:
+            return "|".join(self.choices)
+        names = {bool: "[yes|no]", int: "INT", float: "FLOAT", str: "STR", tuple[str, ...]: "STR ..."}
+        return names[self.kind]
+
+    @property
     def expected(self) -> str:
         """What a value must be, in words."""
         if self.choices:
             return " or ".join(self.choices)
-        words = {bool: "yes or no", int: "a whole number", float: "a finite number", str: "a text"}[self.kind]
+        words = {bool: "yes or no", int: "a whole number", float: "a finite number", str: "a text"}
+        words = words.get(self.kind, "one or more names")
         if self.low is not None and self.high is not None:
             return f"{words} of at least {self.low} and at most {self.high}"
         if self.low is not None:
@@ -82,6 +91,8 @@ class Option:
         if self.kind is float:
             number = float(value)
             return number if math.isfinite(number) else None
+        if self.kind == tuple[str, ...]:
+            return tuple(map(str, value))
         return str(value)
 
     def _in_range(self, value) -> bool:

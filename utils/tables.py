@@ -14,13 +14,14 @@ from pathlib import Path
 
 from model.registry import ALGORITHMS
 from utils import atomic, experiments, papers
-from utils.config import configure
+from utils.command_line import one_sentence, show
+from utils.config import MAY_CHANGE, configure
 from utils.errors import UserError, nearest
 
 ROOT = papers.FOLDER.parent
 FOLDER, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
 RA, LA, BTI = "retained_accuracy", "learning_accuracy", "backward_transfer_and_interference"
-HARMLESS = {"expt_name", "log_dir", "data_path", "device", "threads", "log_every", "log_alignment", "evaluate_tasks"}
+HARMLESS = MAY_CHANGE | {"expt_name", "log_every", "log_alignment", "evaluate_tasks"}
 HEADER = "| | published | its program | **default** | as published | learning accuracy | BTI |"
 MARK = re.compile(r"(<!-- (?!end)(.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -114,6 +115,9 @@ def filled(page: str) -> str:
 
 
 def main(argv: list[str]) -> int:
+    """Keeps the records that are named after "keep", if any, and writes the tables. Returns the exit code."""
+    if argv[:1] in (["--help"], ["-h"]):
+        show(__doc__.strip())
     if argv[:1] == ["keep"]:
         for folder in argv[1:]:
             print(keep(Path(folder)))
@@ -124,8 +128,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence("utils.tables"):
         sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"utils.tables: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
