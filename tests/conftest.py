@@ -25,8 +25,9 @@ def run(tmp_path):
 
     def run(line: str = "", small: bool = True):
         size = "--n_tasks 3 --samples_per_task 40 --n_hiddens 16 --n_epochs 1 --batch_size 10 " if small else ""
-        return main([*f"{size}--log_dir {tmp_path}/logs {line}".split()])
+        return main([*f"{size}--log_dir {run.log_dir} {line}".split()])
 
+    run.log_dir = tmp_path / "logs"
     return run
 
 

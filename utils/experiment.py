@@ -47,15 +47,17 @@ def run(config: Config) -> Result:
 @contextlib.contextmanager
 def _settings(config: Config):
     """PyTorch's global settings, while the run lasts."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(config.run.threads or os.cpu_count())
-    if config.run.deterministic:
+    switch = config.run.deterministic and not torch.are_deterministic_algorithms_enabled()
+    if switch:  # touched only if asked for: even switching it off makes PyTorch load its compiler, 5 s
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; see torch's notes
         torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(deterministic)
+        if switch:
+            torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
 
 

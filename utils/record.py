@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from utils import atomic, legacy, plots, tensors
-from utils.config import Config
+from utils.config import MAY_CHANGE, Config
 from utils.divergence import Fault
 from utils.errors import UserError
 from utils.events import EventFile
@@ -237,7 +237,8 @@ class Record:
         labels = [max(e.phase, 0) for e in self._evaluations_of(self.split)]
         weights = {name: values[replica].cpu().clone() for name, values in outcome.parameters.items()}
         parameters = self.run_folder.parameters
-        options = {name: parameters[name] for name in ("model", "dataset")} | parameters["options"]
+        options = {name: parameters[name] for name in ("model", "dataset")}
+        options |= {name: value for name, value in parameters["options"].items() if name not in MAY_CHANGE}
         options["seed"] = self.config.seeds[replica]
         with np.errstate(all="ignore"):
             atomic.write_text(folder / "results.txt", legacy.results_txt(matrix, curve[0], self.learned_at))
