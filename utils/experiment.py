@@ -69,6 +69,7 @@ class _Run:
         self.device = torch.device(config.run.device)
         self.resumed_at_steps: tuple[int, ...] = ()
         self.peak_memory = 0
+        self.notes: list[str] = []
 
     def run(self) -> Result:
         config = self.config
@@ -89,6 +90,8 @@ class _Run:
             folder = folder or self._own(RunFolder.create(config, stream.fingerprint))
             self.folder, self.checkpoints = folder, Checkpoints(folder.checkpoints)
             self._go_on(checkpoint)
+        for note in self.notes:
+            print(f"note: {note}", file=sys.stderr)
         return self._finish()
 
     def _own(self, folder: RunFolder) -> RunFolder:
@@ -106,10 +109,8 @@ class _Run:
 
     def _checkpoint(self, folder: RunFolder) -> dict | None:
         """Where the earlier run stopped; None: before its first checkpoint."""
-        content, problems = Checkpoints(folder.checkpoints).load()
-        where = f"from step {content['loop']['step']}" if content else "from the start: it has no checkpoint yet"
-        for note in (*problems, *parameters.changes(folder.parameters), f"going on with {folder.path} {where}."):
-            print(f"note: {note}", file=sys.stderr)
+        content, self.notes = Checkpoints(folder.checkpoints).load()
+        self.notes += parameters.changes(folder.parameters)
         return content
 
     def _go_on(self, checkpoint: dict | None) -> None:
@@ -131,6 +132,9 @@ class _Run:
                 f" ({type(error).__name__}: {str(error).splitlines()[0][:150]}): start the run anew, without --resume."
             ) from None
         self.owned.callback(self.record.release)
+        if folder.reopened:
+            where = f"from step {self.loop.step}" if checkpoint else "from the start: it has no checkpoint yet"
+            self.notes.append(f"going on with {folder.path} {where}.")
 
     # ------------------------------------------------------------ the parts
 

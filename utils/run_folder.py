@@ -28,11 +28,12 @@ FINISHED = ("completed", "diverged")
 class RunFolder:
     """A folder that this process has for itself, until `close`.
 
-    path: the folder. parameters: what its training_parameters.json say, but for the seed.
+    path: the folder. parameters: what its training_parameters.json say, but for the seed. reopened: made by an earlier
+    process.
     """
 
-    def __init__(self, path: Path, told: dict, lock: int):
-        self.path, self.parameters, self._lock = path, told, lock
+    def __init__(self, path: Path, told: dict, lock: int, reopened: bool):
+        self.path, self.parameters, self._lock, self.reopened = path, told, lock, reopened
 
     @classmethod
     def create(cls, config: Config, data_sha256: str) -> "RunFolder":
@@ -42,7 +43,7 @@ class RunFolder:
             path = _new_folder(config)
             (path / "checkpoints").mkdir()
             lock = _lock(path)
-            folder = cls(path, told, lock)
+            folder = cls(path, told, lock, reopened=False)
             folder._write_parameters(config.seeds)
         except OSError as error:
             if lock is not None:
@@ -66,7 +67,7 @@ class RunFolder:
             lock = _lock(path)
         except OSError as error:
             raise UserError(f"--resume {path} cannot be written ({error}): make it writable.") from None
-        folder = cls(path, parameters.read(path), lock)
+        folder = cls(path, parameters.read(path), lock, reopened=True)
         try:
             _refuse_finished(path)  # it may have ended just now
             atomic.remove_partial(path)
