@@ -34,7 +34,7 @@ class RotationOptions(StreamOptions):
 class Dataset:
     """One row of the registry.
 
-    build: (options, data_path) -> Stream. options: the dataclass. train_examples: of each task. presets: defaults where
+    build: (options, data_path) -> Stream. options: the dataclass. train_examples, n_classes: of each task. presets: defaults where
     they differ from it. published: name of a ready-made file that is used instead of `build` where it lies in
     data_path. gives_task: a learner is told which task an example is of, at test time too.
     """
@@ -45,6 +45,7 @@ class Dataset:
     summary: str
     citation: str
     train_examples: int
+    n_classes: int
     presets: dict = dataclasses.field(default_factory=dict)
     published: str = ""
     gives_task: bool = True
@@ -97,6 +98,7 @@ DATASETS: dict[str, Dataset] = {
             "10 rotations (0 to 180 degrees) of 1,797 handwritten 8 x 8 digits; in the repository, needs no download",
             "Alpaydin and Kaynak 1998, UCI Optical Recognition of Handwritten Digits",
             1198,
+            10,
             {"n_tasks": 10, "samples_per_task": 300},
         ),
         Dataset(
@@ -106,6 +108,7 @@ DATASETS: dict[str, Dataset] = {
             "20 rotations of MNIST, one random angle in each bin of 9 degrees",
             MER,
             60000,
+            10,
             {"samples_per_task": 1000},
             published="mnist_rotations.pt",
         ),
@@ -116,6 +119,7 @@ DATASETS: dict[str, Dataset] = {
             "20 random pixel permutations of MNIST",
             MER,
             60000,
+            10,
             {"samples_per_task": 1000},
             published="mnist_permutations.pt",
         ),
@@ -126,6 +130,7 @@ DATASETS: dict[str, Dataset] = {
             "100 random pixel permutations of MNIST, few examples each",
             MER,
             60000,
+            10,
             {"n_tasks": 100, "samples_per_task": 200},
             published="mnist_manypermutations.pt",
         ),

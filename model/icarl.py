@@ -33,10 +33,15 @@ class ICaRLOptions:
         "space of the class means: normalised outputs of the last hidden layer, or plain logits, as the 2020 code",
     )
 
-    def check(self, model: str, batch_size: int) -> None:
+    def check(self, model: str, batch_size: int, classes: int) -> None:
         """Refuses combinations that cannot work, in a sentence."""
         if not self.n_memories:
             raise UserError(f"--n_memories 0 leaves {model} no exemplars: give --n_memories 200, for example.")
+        if self.n_memories < classes:
+            raise UserError(
+                f"--n_memories {self.n_memories} is less than one exemplar for each of {classes} classes: give at least"
+                f" {classes}."
+            )
 
 
 def herding(features: Tensor, labels: Tensor, targets: Tensor, m: int) -> Tensor:
@@ -119,11 +124,7 @@ class ICaRL(Learner):
     state = (*Learner.state, "exemplars", "pool", "tasks_seen")
 
     def __init__(self, network, options: ICaRLOptions, seeds, **where):
-        if options.n_memories < network.classes:
-            raise UserError(
-                f"--n_memories {options.n_memories} is less than one exemplar for each of {network.classes} classes:"
-                f" give at least {network.classes}."
-            )
+        options.check("icarl", 1, network.classes)
         super().__init__(network, options, seeds, **where)
         self.exemplars, self.pool = Exemplars(options.n_memories), Pool()
         self.tasks_seen = torch.zeros(len(self.seeds), network.classes, device=self.weights.device)

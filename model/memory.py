@@ -26,7 +26,7 @@ class ReplayOptions:
     )
     replacement: bool = option(False, "draw replayed examples with replacement, as the 2020 code does")
 
-    def check(self, model: str, batch_size: int) -> None:
+    def check(self, model: str, batch_size: int, classes: int) -> None:
         """Refuses combinations that cannot work, in a sentence."""
         if self.replay_batch_size and not self.memories:
             raise UserError(
@@ -53,7 +53,7 @@ class RingOptions:
 
     n_memories: int = option(10, "examples kept of each task", low=0, high=10**8)
 
-    def check(self, model: str, batch_size: int) -> None:
+    def check(self, model: str, batch_size: int, classes: int) -> None:
         """Refuses combinations that cannot work, in a sentence."""
         if not self.n_memories:
             raise UserError(f"--n_memories 0 leaves {model} nothing to remember: give --n_memories 10, for example.")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.memory import Reservoir
+from model.memory import Reservoir, TaskRings
 from model.networks import MLP
 from model.registry import ALGORITHMS
 
@@ -276,6 +276,53 @@ def test_state_of_a_memory_of_another_size_is_refused(name):
     learn(learner)
     with pytest.raises(ValueError, match="expected 8"):
         build(name, n_memories=8).load_state_dict(learner.state_dict())
+
+
+def held(learner):
+    """What a learner remembers of each replica: lists of (x, class, task), the task None where it is not kept."""
+    found = [[] for _ in learner.seeds]
+    parts = []
+    memory = getattr(learner, "memory", None)
+    if isinstance(memory, Reservoir) and memory.stored is not None:
+        parts = [tuple(part[:, : len(memory)] for part in memory.stored)]
+    elif isinstance(memory, TaskRings):
+        parts = [memory.of(t) for t in memory.rings]
+    elif hasattr(learner, "exemplars") and learner.exemplars.y is not None:
+        parts = [(learner.exemplars.x, learner.exemplars.y, None)]
+    for x, y, t in parts:
+        for replica, mine in enumerate(found):
+            for cell in (y[replica] >= 0).nonzero().flatten().tolist():
+                task = None if t is None else int(t[replica, cell])
+                mine.append((tuple(x[replica, cell].tolist()), int(y[replica, cell]), task))
+    return found
+
+
+REMEMBER = [name for name in ROWS if {"memories", "n_memories"} & ROWS[name].keys()]
+
+
+@pytest.mark.parametrize("name", REMEMBER)
+def test_what_is_remembered_was_observed_with_this_class_and_task(name):
+    """After every batch, in every replica, no cell twice, and never more than there is room for."""
+    learner = build(name)
+    observed = [set() for _ in learner.seeds]
+    for t in range(2):
+        learner.begin_task(t)
+        for epoch in range(2):
+            learner.begin_epoch(epoch)
+            for x, of, y in stream(learner.seeds):
+                if of != t:
+                    continue
+                for mine, xs, ys in zip(observed, x.tolist(), y.tolist(), strict=True):
+                    for example, label in zip(xs, ys, strict=True):
+                        mine |= {(tuple(example), label, t), (tuple(example), label, None)}
+                learner.observe(x, t, y)
+                assert all(set(mine) <= seen for mine, seen in zip(held(learner), observed, strict=True))
+        learner.end_task(t)
+    remembered = held(learner)
+    rooms = ROWS[name].get("memories") or 2 * ROWS[name]["n_memories"]
+    for mine, seen in zip(remembered, observed, strict=True):
+        assert 0 < len(mine) <= rooms and set(mine) <= seen
+        assert len(set(mine)) == len(mine) or ROWS[name].get("remember") == "every_epoch"
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from model.batch import Batch
@@ -45,6 +47,23 @@ def test_contents_are_examples_that_were_added_whole():
     stored = filled(20, 200, 0).stored
     assert torch.equal(stored.x[0, :, 0].long(), stored.y[0]) and torch.equal(stored.t[0], stored.y[0] % 7)
     assert len(set(stored.y[0].tolist())) == 20
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=12), st.sampled_from(["uniform", "inclusive"])
+)
+def test_a_reservoir_holds_what_was_added_whole_and_once_whatever_the_batches(capacity, batches, rule):
+    memory, total = Reservoir(capacity, RandomStreams([0, 1]), rule=rule), 0
+    for size in batches:
+        memory.add(numbered(total, size, replicas=2))
+        total += size
+        assert len(memory) == min(total, capacity)
+        for x, y, t in zip(*(part[:, : len(memory)] for part in memory.stored), strict=True):
+            assert len(set(y.tolist())) == len(y) and y.max() < total
+            assert torch.equal(x[:, 0].long(), y) and torch.equal(t, y % 7)
+        drawn = memory.sample(3)
+        assert torch.equal(drawn.x[:, :, 0].long(), drawn.y) and torch.equal(drawn.t, drawn.y % 7)
 
 
 def test_replicas_fill_as_they_would_alone():

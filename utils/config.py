@@ -304,7 +304,8 @@ def _dataset(given: dict) -> Dataset:
         raise UserError(f"--dataset {name} and --data_file {file} both name the stream: give one of them.")
     typed = Path(file).stem if file is not None else "digits_rotations" if name is None else name
     if typed not in DATASETS:
-        raise UserError(f"--dataset {typed} is not known: {nearest(typed, DATASETS)}.")
+        flag = "dataset" if file is None else "data_file"
+        raise UserError(f"--{flag} {typed} is not known: {nearest(typed, DATASETS)}.")
     return DATASETS[typed]
 
 
@@ -376,7 +377,7 @@ def _check(config: Config) -> None:
             " tell the task: choose another --model, such as er, or another --dataset."
         )
     if hasattr(config.learner, "check"):
-        config.learner.check(config.algorithm.name, run.batch_size)
+        config.learner.check(config.algorithm.name, run.batch_size, config.dataset.n_classes)
 
 
 # ---------------------------------------------------------------- what the user can read

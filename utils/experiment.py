@@ -246,5 +246,11 @@ class _Run:
         """Bytes: of the device if it is a GPU, else of this process; of all parts of a run, the most."""
         if self.device.type == "cuda":
             return max(self.peak_memory, torch.cuda.max_memory_allocated(self.device))
-        kilo = 1 if sys.platform == "darwin" else 1024
-        return max(self.peak_memory, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo)
+        return max(self.peak_memory, _peak_resident_set())
+
+
+def _peak_resident_set() -> int:
+    """Bytes. What getrusage says begins with the peak of the process that started this one, so only without /proc."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -62,7 +62,7 @@ class Interruption:
         if not self.exit_code:
             self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
             self._asked_at = time.monotonic()
-            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)  # again and again: a finaliser may swallow what is raised
             if not self._finishing and self.at_once():
                 raise Stopped(whole=True)
         elif number != signal.SIGALRM:
@@ -71,7 +71,7 @@ class Interruption:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self._finishing:
-            raise Stopped(whole=False)
+            raise Stopped(whole=self.at_once())
 
     @contextlib.contextmanager
     def finishing(self):
