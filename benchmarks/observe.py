@@ -57,7 +57,7 @@ def arguments(label: str) -> list[str]:
 
 
 def learner_of(label: str, replicas: int, device: str):
-    """A function that observes one more batch, in the middle of a stream; and the examples of a batch."""
+    """A function that observes one more batch, in the middle of a stream; the examples of a batch; the learner."""
     config = configure(arguments(label))
     tasks = config.stream.n_tasks // 2
     network = build_network(config.network, (784,), 10)
@@ -83,12 +83,12 @@ def learner_of(label: str, replicas: int, device: str):
         learner.end_task(t)
     learner.begin_task(tasks)
     batches = [batch() for _ in range(8)]
-    return (lambda i: learner.observe(batches[i % 8][0], tasks, batches[i % 8][1])), size
+    return (lambda i: learner.observe(batches[i % 8][0], tasks, batches[i % 8][1])), size, learner
 
 
 def milliseconds(name: str, replicas: int, device: str, seconds: float) -> tuple[float, int]:
     """Per example and replica: the median over repetitions; and the examples of a batch."""
-    observe, size = learner_of(name, replicas, device)
+    observe, size, _ = learner_of(name, replicas, device)
 
     def timed(n):
         if device != "cpu":

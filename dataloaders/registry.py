@@ -34,9 +34,9 @@ class RotationOptions(StreamOptions):
 class Dataset:
     """One row of the registry.
 
-    build: (options, data_path) -> Stream. options: the dataclass. train_examples, n_classes: of each task. presets: defaults where
-    they differ from it. published: name of a ready-made file that is used instead of `build` where it lies in
-    data_path. gives_task: a learner is told which task an example is of, at test time too.
+    build: (options, data_path) -> Stream. options: the dataclass. train_examples, n_classes: of each task. presets:
+    defaults where they differ from it. published: name of a ready-made file that is used instead of `build` where it
+    lies in data_path. gives_task: a learner is told which task an example is of, at test time too.
     """
 
     name: str

@@ -38,6 +38,9 @@ class Parser(argparse.ArgumentParser):
     def read(self, argv: list[str], script: str) -> dict[str, str | list[str]]:
         """name -> text, for what the command line gives."""
         given, unknown = self.parse_known_args(argv)
+        for name, value in vars(given).items():
+            if value == []:  # argparse drops "--", also from --name=--
+                raise UserError(f"--{name} is given without a value: write --{name} VALUE (see --help).")
         if unknown:
             if not unknown[0].startswith("--"):
                 raise UserError(
