@@ -255,7 +255,7 @@ def test_no_room_for_events_is_one_sentence_and_nothing_is_lost(run, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr("utils.events.EventFile.flush", full)
+        patch.setattr("utils.events.EventFile.sync", full)
         run(line)
     assert stop.value.code == 2
     assert "No space left" in capsys.readouterr().err

@@ -207,6 +207,49 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(run
     assert not differences(whole.folder, resumed.folder)
 
 
+def test_what_was_recorded_after_the_last_checkpoint_is_there_once(run, resume, monkeypatch):
+    """As if killed in the third task, two evaluations after the checkpoint at the end of the second."""
+    line = "--model er --seeds 0 1 --log_every 1 --checkpoint_minutes 100"
+    whole, add = run(line), Record.add
+
+    def killed(record, event):
+        add(record, event)
+        if event.step == 11:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Record, "add", killed)
+        run(line)
+    (folder,) = [path for path in whole.folder.parent.iterdir() if path != whole.folder]
+    steps = [step for step, _ in contents(folder)["0/events.out.tfevents"]["accuracy_test/task_00"]]
+    assert max(steps) > 8
+    assert not differences(resume(folder).folder, whole.folder)
+    assert json.loads((folder / "summary.json").read_text())["resumed_at_steps"] == [8]
+
+
+def test_what_is_known_of_a_replica_that_diverged_goes_on_too(run, resume, stop_at, monkeypatch):
+    begin, observe = LookaheadMAML.begin_task, LookaheadMAML.observe
+
+    def begin_task(self, t):
+        begin(self, t)
+        if t == 2:
+            self.rates[1, 5] = torch.inf
+
+    def deaf(self, x, t, y):
+        return torch.ones(2) if t == 2 else observe(self, x, t, y)
+
+    monkeypatch.setattr(LookaheadMAML, "begin_task", begin_task)
+    monkeypatch.setattr(LookaheadMAML, "observe", deaf)
+    whole = run("--model lamaml --seeds 0 1")
+    stop_at(14)
+    stopped = run("--model lamaml --seeds 0 1")
+    assert stopped.exit_code == 143
+    stop_at(0)
+    resumed = resume(stopped.folder)
+    assert (resumed.exit_code, list(resumed.faults)) == (3, [1])
+    assert resumed.faults[1].parameters_of_step == 8 and not differences(resumed.folder, whole.folder)
+
+
 def test_the_last_two_checkpoints_are_kept(run, stop_at):
     stop_at(9)
     stopped = run("--model er --seed 0 --checkpoint_minutes 0")
@@ -330,6 +373,7 @@ def started(tmp_path, *line):
 def test_a_process_that_gets_a_signal_ends_soon_and_in_order(number, tmp_path):
     with started(tmp_path, "--model", "er") as (process, folder):
         process.send_signal(number)
+        time.sleep(0.05)
         process.send_signal(number)  # as `uv run` does: it passes on what the terminal has sent already
         began = time.monotonic()
         _, said = process.communicate(timeout=30)

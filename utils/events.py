@@ -36,9 +36,13 @@ class EventFile:
     def _add(self, **content) -> None:
         self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
 
-    def flush(self) -> int:
-        """Puts everything on the disk; returns the size of the file in bytes."""
+    def flush(self) -> None:
+        """Lets readers see everything."""
         self._file.flush()
+
+    def sync(self) -> int:
+        """Waits until everything is on the disk; returns the size of the file in bytes."""
+        self.flush()
         atomic.sync(self.path)
         return self.path.stat().st_size
 

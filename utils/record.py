@@ -128,7 +128,7 @@ class Record:
         """All that another record of the same run needs to go on; everything noted so far is on the disk."""
         with self._writing():
             self._write_losses()
-            sizes = [board.flush() for board in self._boards]
+            sizes = [board.sync() for board in self._boards]
         return {"evaluations": [vars(evaluation) for evaluation in self.evaluations], "event_bytes": sizes}
 
     def release(self) -> None:
@@ -159,6 +159,7 @@ class Record:
                     board.scalar(f"accuracy_{split}/mean_of_learnt_tasks", mean, evaluation.step)
             for name, values in evaluation.statistics.items():
                 board.scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
+            board.flush()
 
     def close(self, outcome: Outcome) -> Result:
         """Writes every file that is left to write, the summary last."""
@@ -168,7 +169,7 @@ class Record:
     def _close(self, outcome: Outcome) -> Result:
         self._write_losses()
         for board in self._boards:
-            board.flush()
+            board.sync()
             board.close()
         per_seed = [self._write_seed(replica, seed, outcome) for replica, seed in enumerate(self.config.seeds)]
         names = list(dict.fromkeys(name for values in per_seed for name in values))
