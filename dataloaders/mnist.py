@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.client
 import io
+import os
 import urllib.request
 import zlib
 from pathlib import Path
@@ -57,7 +58,7 @@ def unpack(packed: bytes, name: str) -> bytes:
 def load(data_path) -> dict[str, tuple[Tensor, Tensor]]:
     """split -> images [n, 28, 28] uint8 and labels [n] uint8, in the original order."""
     folder = Path(data_path) / "mnist"
-    missing = [name for name in FILES if not (folder / f"{name}.gz").exists()]
+    missing = [name for name in FILES if not os.path.exists(folder / f"{name}.gz")]
     if missing:
         raise UserError(f"MNIST is not in {folder} ({missing[0]}.gz is missing): {GET_IT}.")
     arrays = {}
@@ -97,7 +98,7 @@ def _import(name: str, source: Path, folder: Path) -> None:
     candidates = [
         place / file for place in (source, source / "mnist", source / "MNIST" / "raw") for file in (f"{name}.gz", name)
     ]
-    found = next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if os.path.isfile(path)), None)
     if found is None:
         raise UserError(
             f"--source {source} has no {name}.gz, nor has {source}/mnist: give the folder that holds MNIST's files."

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -57,7 +58,8 @@ class Dataset:
 
     def origin(self, data_path) -> str:
         """Where the stream's data come from: computed here, or the published file."""
-        return self.published if self.published and (Path(data_path) / self.published).exists() else "computed"
+        found = self.published and os.path.exists(Path(data_path) / self.published)
+        return self.published if found else "computed"
 
 
 def _digits_rotations(options: RotationOptions, data_path) -> Stream:

@@ -248,9 +248,7 @@ def resolve(given: dict) -> Config:
 
 def _resumed(folder: Path, given: dict) -> Config:
     """The configuration of the run in a folder, as it was then, but for what `given` says of MAY_CHANGE."""
-    if (folder / parameters.NAME).exists():
-        folder = folder.parent  # the folder of one seed means the run it is of
-    told = parameters.read(folder)
+    folder, told = parameters.read(folder)
     if unknown := set(told["options"]) - set(_known_options()):
         raise UserError(
             f"--resume {folder} was written by another version, which had --{sorted(unknown)[0]}: start the run anew."

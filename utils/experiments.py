@@ -16,6 +16,7 @@ from utils import papers
 from utils.command_line import one_sentence
 from utils.config import Config, configure
 from utils.errors import UserError, nearest
+from utils.run_folder import SUMMARY, runs
 
 #: Exit codes of a run that was told to stop, as the shell and as Python has them; nothing more is started then.
 STOPPED = {130: 130, -2: 130, 143: 143, -15: 143}
@@ -32,15 +33,15 @@ def arguments(row: papers.Row, extra: list[str]) -> list[str]:
 
 def recorded(config: Config) -> Path | None:
     """The record of a completed run that computed what this configuration would, if there is one."""
-    for summary in sorted(Path(config.run.log_dir, config.algorithm.name).glob("*/summary.json")):
+    for folder in runs(config):
         try:
-            content = json.loads(summary.read_text())
+            content = json.loads((folder / SUMMARY).read_text())
         except (OSError, ValueError):
             continue
         if content.get("status") == "completed" and content.get("identity") == json.loads(
             json.dumps(config.identity())
         ):
-            return summary.parent
+            return folder
     return None
 
 

@@ -1,6 +1,7 @@
 """training_parameters.json: what a run was told, and what it ran on."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -42,9 +43,14 @@ def describe(config: "Config", data_sha256: str | None = None) -> dict:
     }
 
 
-def read(folder: Path) -> dict:
-    """What the files in a run's folder say, but for the seed. UserError if there is none that can be read."""
+def read(folder: Path) -> tuple[Path, dict]:
+    """The folder of a run (given the folder of one of its seeds, too), and what its files say, but for the seed.
+
+    UserError if there is none that can be read.
+    """
     try:
+        if os.path.exists(folder / NAME):
+            folder = folder.parent
         found = sorted(folder.glob(f"*/{NAME}"))
         if not found:
             raise ValueError(f"no folder in it has {NAME}")
@@ -55,7 +61,7 @@ def read(folder: Path) -> dict:
             raise ValueError(f"{found[0]} lacks {', '.join(sorted(missing))}")
     except (OSError, ValueError) as error:
         raise UserError(f"--resume {folder} is no record of a run ({error}): give the folder of one.") from None
-    return {name: value for name, value in content.items() if name != "seed"}
+    return folder, {name: value for name, value in content.items() if name != "seed"}
 
 
 def changes(begun: dict) -> list[str]:

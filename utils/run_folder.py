@@ -67,7 +67,7 @@ class RunFolder:
             lock = _lock(path)
         except OSError as error:
             raise UserError(f"--resume {path} cannot be written ({error}): make it writable.") from None
-        folder = cls(path, parameters.read(path), lock, reopened=True)
+        folder = cls(path, parameters.read(path)[1], lock, reopened=True)
         try:
             _refuse_finished(path)  # it may have ended just now
             atomic.remove_partial(path)
@@ -124,15 +124,23 @@ def _remove_checkpoints(path: Path) -> None:
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
 
 
+def runs(config: Config) -> list[Path]:
+    """The folders of the runs of the algorithm in --log_dir, newest first within each name; none if it has none."""
+    try:
+        return sorted((Path(config.run.log_dir) / config.algorithm.name).glob("*"), reverse=True)
+    except OSError:
+        return []
+
+
 def matching(config: Config) -> Path | None:
     """The folder of an earlier run of this very configuration: a finished one, or else the newest; None if none is.
 
     What may change when a run goes on (MAY_CHANGE: where files lie, how long it may run) need not match.
     """
     wanted, found = _described(config), []
-    for path in sorted((Path(config.run.log_dir) / config.algorithm.name).glob("*"), reverse=True):
+    for path in runs(config):
         with contextlib.suppress(UserError):
-            if _same(parameters.read(path), wanted):
+            if _same(parameters.read(path)[1], wanted):
                 found.append(path)
     return next((path for path in found if finished_as(path)), found[0] if found else None)
 
