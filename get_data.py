@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dataloaders import mnist
+from dataloaders import cifar100, mnist, tinyimagenet
 from utils.command_line import one_sentence, parse
 from utils.errors import UserError, nearest
 from utils.options import option
@@ -26,6 +26,8 @@ class Source:
 #: MER's and La-MAML's get_data.py fetched three ready-made streams; here they are all built from the one MNIST.
 SOURCES = {
     "mnist": Source(mnist.is_present, mnist.fetch, ("rotations", "permutations", "manypermutations")),
+    "cifar100": Source(cifar100.is_present, cifar100.fetch),
+    "tinyimagenet": Source(tinyimagenet.is_present, tinyimagenet.fetch),
 }
 
 

@@ -2,10 +2,8 @@
 
 import gzip
 import hashlib
-import http.client
 import io
 import os
-import urllib.request
 import zlib
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataloaders.download import download
 from utils import atomic
 from utils.errors import UserError
 
@@ -60,7 +59,7 @@ def load(data_path) -> dict[str, tuple[Tensor, Tensor]]:
     folder = Path(data_path) / "mnist"
     missing = [name for name in FILES if not os.path.exists(folder / f"{name}.gz")]
     if missing:
-        raise UserError(f"MNIST is not in {folder} ({missing[0]}.gz is missing): {GET_IT}.")
+        raise UserError(f"--data_path {data_path} has no MNIST ({folder}/{missing[0]}.gz is missing): {GET_IT}.")
     arrays = {}
     for split, prefix in {"train": "train", "test": "t10k"}.items():
         images, labels = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
@@ -109,15 +108,6 @@ def _import(name: str, source: Path, folder: Path) -> None:
 
 
 def _download(name: str, folder: Path) -> None:
-    failures = []
-    for home in HOMES:
-        try:
-            with urllib.request.urlopen(f"{home}{name}.gz", timeout=30) as response:
-                packed = response.read(FILES[name][0])  # a sound file is smaller packed than unpacked
-            unpack(packed, name)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            failures.append(f"{home}: {error or type(error).__name__}")
-        else:
-            atomic.write_bytes(folder / f"{name}.gz", packed)
-            return
-    raise UserError(f"{name}.gz could not be downloaded ({'; '.join(failures)}): bring it and give --source FOLDER.")
+    largest = FILES[name][0]  # a sound file is smaller packed than unpacked
+    packed = download(f"{name}.gz", HOMES, largest, lambda content: unpack(content, name))
+    atomic.write_bytes(folder / f"{name}.gz", packed)

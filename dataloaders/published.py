@@ -1,13 +1,12 @@
 """The MNIST streams as the MER project published them: files mnist_*.pt, read as they are."""
 
-import hashlib
-import os
 import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dataloaders.image_sets import Files, file_digest
 from dataloaders.stream import Split, Stream, StreamOptions
 from utils import tensors
 from utils.errors import UserError
@@ -23,8 +22,8 @@ class PublishedTasks(Stream):
 
     def __init__(self, name: str, options: StreamOptions, path: Path):
         super().__init__(name, options)
-        self.device, self.path = torch.device("cpu"), path
-        (train, test), self.fingerprint, self._as_read = _read(path)
+        self.device = torch.device("cpu")
+        (train, test), self.fingerprint, self._mapped = _read(path)
         if options.n_tasks > len(train):
             raise UserError(
                 f"--n_tasks {options.n_tasks} is more than the {len(train)} tasks of {path}: give at most that."
@@ -43,21 +42,14 @@ class PublishedTasks(Stream):
         return len(self.tasks["test"][t][2]) if split == "test" else len(self.parts[split])
 
     def examples(self, t: int, split: Split, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        self._refuse_changed()
+        if self._mapped:
+            self._mapped.refuse_changed()
         _, x, y = self.tasks["test" if split == "test" else "train"][t]
         if split != "test":
             index = self.parts[split] if index is None else self.parts[split][index.cpu()]
         if index is not None:
             x, y = x[index], y[index]
         return x.to(self.device), y.to(self.device)
-
-    def _refuse_changed(self) -> None:
-        try:
-            changed = self._as_read is not None and _state(self.path) != self._as_read
-        except OSError:
-            changed = True
-        if changed:
-            raise UserError(f"{self.path} was changed while it was in use: bring the former file back, then resume.")
 
     def to(self, device) -> "PublishedTasks":
         """The file stays where it is (4 GB and more); only what is asked for moves."""
@@ -66,11 +58,10 @@ class PublishedTasks(Stream):
 
 
 def _read(path: Path):
-    """The pair of lists; the SHA-256 of the file; its state, to tell whether it changes, if it stays mapped."""
+    """The pair of lists; the SHA-256 of the file; the file, if it stays mapped into memory."""
     try:
-        state = _state(path)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file = Files([path])
+        digest = file_digest(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
@@ -78,8 +69,7 @@ def _read(path: Path):
             content, mapped = tensors.load(path, mmap=True), True
         else:  # files of before torch 1.6 cannot be memory-mapped, and have no checksums
             content, mapped = tensors.load(path), False
-        if _state(path) != state:
-            raise ValueError("it was changed while it was read")
+        file.refuse_changed()
         (train, test) = content
         if not train or len(train) != len(test):
             raise ValueError("there are not as many test tasks as training tasks")
@@ -95,10 +85,4 @@ def _read(path: Path):
         raise UserError(
             f"{path} is not a readable file of MNIST tasks ({reason}): remove it, and the stream is built from MNIST."
         ) from None
-    return (train, test), digest, state if mapped else None
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is replaced or written to."""
-    found = os.stat(path)
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return (train, test), digest, file if mapped else None

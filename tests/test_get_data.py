@@ -44,7 +44,7 @@ def refused(capsys, *argv):
     return message
 
 
-@pytest.mark.parametrize("name", ["mnist", "rotations", "permutations", "manypermutations", "all"])
+@pytest.mark.parametrize("name", ["mnist", "rotations", "permutations", "manypermutations"])
 def test_imports_verifies_and_then_does_nothing(name, small_mnist, source, tmp_path, capsys):
     target = tmp_path / "data"
     get_data.main([name, "--source", str(source), "--data_path", str(target)])

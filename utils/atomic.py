@@ -29,6 +29,17 @@ def whole_file(path):
         raise
 
 
+@contextlib.contextmanager
+def scratch_file(folder, name: str):
+    """Yields the path of an empty file in a folder, which is gone when the block ends."""
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL, suffix=f"-{name}")
+    os.close(handle)
+    try:
+        yield Path(temporary)
+    finally:
+        os.unlink(temporary)
+
+
 def sync(path) -> None:
     """Waits until what was written to a file, or the names in a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,0 +1,60 @@
+"""Reading archives that somebody else made: nothing is unpacked to the disk, and nothing in them is believed."""
+
+import io
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+#: No image or list of these data sets is larger, in bytes.
+LARGEST_MEMBER = 5_000_000
+
+
+class ArchiveError(ValueError):
+    """What is wrong with an archive, in a few words."""
+
+
+class Zip:
+    """The members of a zip file by name; ArchiveError for whatever is not as it should be."""
+
+    def __init__(self, path: Path):
+        try:
+            self._file = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ArchiveError(f"it is no readable zip file: {error}") from None
+        for entry in self._file.infolist():
+            name = PurePosixPath(entry.filename.replace("\\", "/"))
+            if name.is_absolute() or ".." in name.parts or ":" in entry.filename:
+                raise ArchiveError(f"its member {entry.filename!r} would lie outside the folder")
+            if entry.file_size > LARGEST_MEMBER:
+                raise ArchiveError(f"its member {entry.filename} would unpack to {entry.file_size:,} bytes")
+
+    def __enter__(self) -> "Zip":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def names(self) -> list[str]:
+        """Of all files, in no particular order."""
+        return [entry.filename for entry in self._file.infolist() if not entry.is_dir()]
+
+    def read(self, name: str) -> bytes:
+        """A member's content; its checksum is verified."""
+        try:
+            return self._file.read(name)
+        except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+            raise ArchiveError(f"its member {name} is damaged: {error}") from None
+
+    def image(self, name: str, side: int) -> np.ndarray:
+        """[3, side, side] uint8; greyscale images become RGB."""
+        try:
+            with Image.open(io.BytesIO(self.read(name))) as image:
+                if image.size != (side, side):
+                    raise ArchiveError(f"{name} is {image.size[0]} x {image.size[1]} pixels, expected {side} x {side}")
+                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except ArchiveError:
+            raise
+        except Exception as error:  # Pillow raises nearly anything for a damaged image
+            raise ArchiveError(f"{name} is no readable image: {error}") from None
