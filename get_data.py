@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dataloaders import cifar100, mnist, tinyimagenet
 from utils.command_line import one_sentence, parse
 from utils.errors import UserError, nearest
-from utils.options import option
+from utils.options import option, options_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     usage = f"usage: get_data.py NAME [options]\n\nNAME: {', '.join(SOURCES)} or all (older names for mnist: {older})"
     argv = list(sys.argv[1:] if argv is None else argv)
     with one_sentence("get_data.py"):
-        asked = argv.pop(0) if argv and not argv[0].startswith("-") else None
+        taken = {f"--{name}" for name in options_of(Options)}
+        names = [i for i, word in enumerate(argv) if not word.startswith("-") and (i == 0 or argv[i - 1] not in taken)]
+        asked = argv.pop(names[0]) if names else None
         options = parse(Options, argv, "get_data.py", f"{__doc__}\n\n{usage}")
         if asked is None:
             raise UserError(f"the name of a data set is missing: give one of {', '.join(SOURCES)}, or all.")

@@ -5,6 +5,7 @@ import sys
 
 from utils.command_line import one_sentence
 from utils.config import configure
+from utils.console import say
 from utils.experiment import run
 from utils.record import Result
 from utils.report import report
@@ -20,9 +21,9 @@ def main(argv: list[str] | None = None) -> Result:
     with one_sentence("main.py"):
         config = configure(sys.argv[1:] if argv is None else argv)
         for note in config.notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}", sys.stderr)
         result = run(config)
-    print(report(config, result))
+    say(report(config, result), sys.stdout)
     return result
 
 

@@ -326,7 +326,7 @@ class Archives:
         dataset = registry.DATASETS[name]
         data_path = folder.parent if folder.name == "mnist" else folder
         stream = registry.build_stream(dataset, dataset.options(n_tasks=2, samples_per_task=20), data_path)
-        drawn = TrainingSet(stream, 0, [0], [0])
+        drawn = TrainingSet(stream, 0, [0], [0], 10)
         tests = [part for t in range(2) for pair in stream.evaluation(t, "test") for part in pair]
         return [drawn.x.clone(), drawn.y.clone(), *(part.clone() for part in tests)]
 

@@ -27,6 +27,7 @@ PUBLISHED_BYTES = 2.56e9
 
 def main():
     argv = sys.argv[1:]
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--out=") else [word])]
     at = argv.index("--out") if "--out" in argv else len(argv)
     own = argv[at : at + 2] or [word for word in argv if word in ("--help", "-h")]
     args, extra = options(Options, __doc__, own), argv[:at] + argv[at + 2 :]

@@ -71,10 +71,14 @@ def write(folder: Path, classes: list[str], arrays: dict[str, tuple[np.ndarray, 
                 digests[path.name] = file_digest(path)
         atomic.write_text(partial / "about.json", json.dumps({"classes": classes, "sha256": digests}, indent=1) + "\n")
         os.chmod(partial, 0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
+        if folder.exists():  # out of the way, whole, until the new one is there
+            former = folder.with_name(f"{atomic.PARTIAL}former-{folder.name}")
+            shutil.rmtree(former, ignore_errors=True)
+            os.replace(folder, former)
         os.replace(partial, folder)
         atomic.sync(folder.parent)
+        for leftover in folder.parent.glob(f"{atomic.PARTIAL}*-{folder.name}"):
+            shutil.rmtree(leftover, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -17,7 +17,7 @@ class PublishedTasks(Stream):
     """A saved pair of lists (training tasks, test tasks), each task [descriptor, x float [n, 784] in 0..1, y [n]].
 
     Only the first options.n_tasks tasks are used. The validation part is drawn from each task's training examples.
-    The file stays open, mapped into memory: UserError from `examples` if it was written to since.
+    The file stays open, mapped into memory.
     """
 
     def __init__(self, name: str, options: StreamOptions, path: Path):
@@ -41,15 +41,17 @@ class PublishedTasks(Stream):
     def size(self, t: int, split: Split) -> int:
         return len(self.tasks["test"][t][2]) if split == "test" else len(self.parts[split])
 
-    def examples(self, t: int, split: Split, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self._mapped:
-            self._mapped.refuse_changed()
+    def examples(self, t: int, split: Split, index: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
         _, x, y = self.tasks["test" if split == "test" else "train"][t]
         if split != "test":
             index = self.parts[split] if index is None else self.parts[split][index.cpu()]
         if index is not None:
             x, y = x[index], y[index]
         return x.to(self.device), y.to(self.device)
+
+    def refuse_changed(self) -> None:
+        if self._mapped:
+            self._mapped.refuse_changed()
 
     def to(self, device) -> "PublishedTasks":
         """The file stays where it is (4 GB and more); only what is asked for moves."""

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dataloaders import mnist, shifts
+from dataloaders import cifar100, class_orders, mnist, shifts, tinyimagenet
+from dataloaders.class_tasks import ClassOptions, ClassTasks
 from dataloaders.published import PublishedTasks
 from dataloaders.stream import ShiftedImages, Stream, StreamOptions
 from utils.errors import UserError
@@ -35,9 +36,11 @@ class RotationOptions(StreamOptions):
 class Dataset:
     """One row of the registry.
 
-    build: (options, data_path) -> Stream. options: the dataclass. train_examples, n_classes: of each task. presets:
-    defaults where they differ from it. published: name of a ready-made file that is used instead of `build` where it
-    lies in data_path. gives_task: a learner is told which task an example is of, at test time too.
+    build: (options, data_path) -> Stream. options: the dataclass. train_examples: of each task, or of each class where
+    tasks have classes of their own; 0 if that depends on what was imported. n_classes: outputs of the network. presets:
+    defaults where they differ from the options' own. published: name of a ready-made file that is used instead of
+    `build` where it lies in data_path. gives_task: a learner is told which task an example is of, at test time too.
+    orders: named orders of the classes.
     """
 
     name: str
@@ -50,11 +53,21 @@ class Dataset:
     presets: dict = dataclasses.field(default_factory=dict)
     published: str = ""
     gives_task: bool = True
+    orders: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def images(self) -> bool:
+        """Whether its examples are images, rather than flat."""
+        return issubclass(self.options, ClassOptions)
 
     def check(self, options: StreamOptions, data_path) -> None:
         """UserError if the tasks cannot be as asked, before any data are loaded (but for published files)."""
-        if self.origin(data_path) != self.published:
-            options.check(self.name, self.train_examples)
+        of_task = self.train_examples
+        if isinstance(options, ClassOptions):
+            options.check_classes(self.name, self.n_classes, self.orders)
+            of_task *= options.increment
+        if of_task and self.origin(data_path) != self.published:
+            options.check(self.name, of_task)
 
     def origin(self, data_path) -> str:
         """Where the stream's data come from: computed here, or the published file."""
@@ -80,6 +93,16 @@ def _mnist(name: str, shifts_of: Callable) -> Callable[[StreamOptions, str], Str
         return ShiftedImages(name, options, images["train"], images["test"], *shifts_of(options))
 
     return build
+
+
+def _cifar100(options: ClassOptions, data_path) -> Stream:
+    mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+    return ClassTasks("cifar100", options, *cifar100.load(data_path), class_orders.CIFAR100, mean, std, 63 / 255)
+
+
+def _tinyimagenet(options: ClassOptions, data_path) -> Stream:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return ClassTasks("tinyimagenet", options, *tinyimagenet.load(data_path), class_orders.TINYIMAGENET, mean, std)
 
 
 def _rotated(options: RotationOptions):
@@ -135,6 +158,28 @@ DATASETS: dict[str, Dataset] = {
             10,
             {"n_tasks": 100, "samples_per_task": 200},
             published="mnist_manypermutations.pt",
+        ),
+        Dataset(
+            "cifar100",
+            _cifar100,
+            ClassOptions,
+            "20 tasks of 5 classes of CIFAR-100",
+            "Gupta et al. 2020; images: Krizhevsky 2009",
+            500,
+            100,
+            {"arch": "pc_cnn"},
+            orders=class_orders.CIFAR100,
+        ),
+        Dataset(
+            "tinyimagenet",
+            _tinyimagenet,
+            ClassOptions,
+            "40 tasks of 5 classes of TinyImageNet",
+            "Gupta et al. 2020; images: Stanford CS231n, from ImageNet",
+            0,
+            200,
+            {"arch": "pc_cnn"},
+            orders=class_orders.TINYIMAGENET,
         ),
     )
 }

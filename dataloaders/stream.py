@@ -50,9 +50,14 @@ class StreamOptions:
             )
         self.check_samples(name, n - self.held_out(n))
 
+    @property
+    def wanted(self) -> int:
+        """Examples that a replica is to train on in a task; 0 or less: all of them."""
+        return self.samples_per_task
+
     def check_samples(self, name: str, n: int) -> None:
         """UserError if fewer than --samples_per_task examples are left to train on, n of them."""
-        if self.samples_per_task > n:
+        if self.wanted > n:
             raise UserError(
                 f"--samples_per_task {self.samples_per_task} is more than a task of {name} has to train on: give at"
                 f" most {n}."
@@ -65,7 +70,9 @@ class Stream(abc.ABC):
     Raw examples are uint8 or float tensors; `to_float` makes them the network's input.
 
     Attributes:
-        name: as in the registry. scenario: "domain": all tasks share the same classes, and the task need not be known.
+        name: as in the registry. scenario: "domain": all tasks share the same classes, and the task need not be known;
+            "task": each has classes of its own, and the task is told when learning; "class": it is not.
+        classes_per_task: outputs that belong to each task, one task's after the other's; 0 where all share them.
         input_shape: of one example. n_classes: outputs the network needs. task_names: one per task, for people.
         scale: raw uint8 values are divided by it. fingerprint: a digest of the data behind it, so that a run never goes
             on with others than it began with.
@@ -78,6 +85,8 @@ class Stream(abc.ABC):
     task_names: list[str]
     scale = 255.0
     fingerprint: str
+    augments = False
+    classes_per_task = 0
 
     def __init__(self, name: str, options: StreamOptions):
         self.name, self.options = name, options
@@ -88,12 +97,18 @@ class Stream(abc.ABC):
         return len(self.task_names)
 
     @abc.abstractmethod
-    def examples(self, t: int, split: Split, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Raw examples [n, ...] of task t and their labels [n]; all of the split, or those at `index`."""
+    def examples(self, t: int, split: Split, index: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Raw examples [n, ...] of task t and their labels [n]; all of the split, or those at `index`.
+
+        seed: of the replica, for streams whose tasks are not the same for all replicas.
+        """
 
     @abc.abstractmethod
     def size(self, t: int, split: Split) -> int:
         """Number of examples that task t has in the split."""
+
+    def refuse_changed(self) -> None:
+        """UserError if files that the data are mapped from were changed since they were opened."""
 
     def to(self, device) -> "Stream":
         """Keeps the data on `device` from now on."""
@@ -103,9 +118,16 @@ class Stream(abc.ABC):
         """Raw examples of any shape -> float32 network input."""
         return x.float().div_(self.scale) if x.dtype == torch.uint8 else x
 
+    def to_train(self, x: Tensor, rngs) -> Tensor:
+        """Raw training examples [replicas, batch, ...] -> network input, augmented if the stream `augments`.
+
+        rngs: one NumPy generator per replica, for nothing but this batch; none if the stream does not augment.
+        """
+        return self.to_float(x)
+
     def training_size(self, t: int) -> int:
         """Training examples of task t that a replica sees; UserError if there are fewer than were asked for."""
-        pool, wanted = self.size(t, "train"), self.options.samples_per_task
+        pool, wanted = self.size(t, "train"), self.options.wanted
         self.options.check_samples(self.name, pool)
         return wanted if wanted > 0 else pool
 
@@ -121,6 +143,11 @@ class Stream(abc.ABC):
         x, y = self._kept.get((t, split)) or self._examine(t, split)
         for some_x, some_y in zip(x.split(EVALUATION_CHUNK), y.split(EVALUATION_CHUNK), strict=True):
             yield self.to_float(some_x), some_y
+
+    def evaluation_for(self, t: int, split: Split, seeds) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for replicas side by side: x [replicas, n, *input_shape]; y [replicas or 1, n]."""
+        for x, y in self.evaluation(t, split):
+            yield x.expand(len(seeds), *x.shape), y[None]
 
     def _examine(self, t: int, split: Split) -> tuple[Tensor, Tensor]:
         examples = self.examples(t, split)
@@ -161,7 +188,7 @@ class ShiftedImages(Stream):
     def size(self, t: int, split: Split) -> int:
         return len(self.splits[split][1])
 
-    def examples(self, t: int, split: Split, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def examples(self, t: int, split: Split, index: Tensor | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
         images, labels = self.splits[split]
         if index is not None:
             index = index.to(labels.device)
@@ -184,37 +211,48 @@ class TrainingSet:
         phase: its number, for the data order.
         tasks: the tasks whose examples are mixed in it; usually one.
         seeds: one per replica.
+        batch_size: examples of each batch; the last of an epoch may be smaller.
 
-    x: [replicas, n, ...] raw; y: [replicas, n]; t: [replicas, n], or an int where the phase is one task.
+    x: [replicas, n, ...] raw; y: [replicas, n]; t: [replicas, n], or an int where the phase is one task. UserError if
+    the data were changed since they were opened.
     """
 
-    def __init__(self, stream: Stream, phase: int, tasks: list[int], seeds):
-        self.stream, self.phase, self.seeds = stream, phase, seeds
+    def __init__(self, stream: Stream, phase: int, tasks: list[int], seeds, batch_size: int):
+        self.stream, self.phase, self.seeds, self.batch_size = stream, phase, seeds, batch_size
         x, y, t = [], [], []
         for seed in seeds:
-            parts = [stream.examples(task, "train", stream.chosen(task, seed)) for task in tasks]
+            parts = [stream.examples(task, "train", stream.chosen(task, seed), seed) for task in tasks]
             x.append(torch.cat([part[0] for part in parts]))
             y.append(torch.cat([part[1] for part in parts]))
             t.append(torch.cat([torch.full_like(part[1], task) for task, part in zip(tasks, parts, strict=True)]))
         self.x, self.y = torch.stack(x), torch.stack(y)
         self.t = tasks[0] if len(tasks) == 1 else torch.stack(t)
+        self._order: tuple[int, tuple[Tensor, ...]] | None = None
+        stream.refuse_changed()
 
     def __len__(self) -> int:
         return self.y.shape[1]
 
-    def order(self, epoch: int, batch_size: int) -> tuple[Tensor, ...]:
-        """Which examples each batch of an epoch takes, [replicas, batch] int64: every one once, as each seed draws."""
-        orders = np.stack(
-            [generator(seed, "data order", self.phase, epoch).permutation(len(self)) for seed in self.seeds]
-        )
-        return torch.from_numpy(orders).to(self.y.device).split(batch_size, dim=1)
+    def batch(self, epoch: int, number: int) -> tuple[Tensor, Tensor | int, Tensor]:
+        """x, t, y, as `observe` takes them, of a batch of an epoch: what it is depends on nothing taken before.
 
-    def take(self, index: Tensor) -> tuple[Tensor, Tensor | int, Tensor]:
-        """x, t, y, as `observe` takes them, of the examples at index [replicas, batch]."""
+        In an epoch every example comes once, in an order that each seed draws for it.
+        """
+        index = self._order_of(epoch)[number]
         replica = torch.arange(len(self.seeds), device=self.y.device)[:, None]
+        seeds = self.seeds if self.stream.augments else ()
+        rngs = [generator(seed, "augmentation", self.phase, epoch, number) for seed in seeds]
         t = self.t if isinstance(self.t, int) else self.t[replica, index]
-        return self.stream.to_float(self.x[replica, index]), t, self.y[replica, index]
+        return self.stream.to_train(self.x[replica, index], rngs), t, self.y[replica, index]
 
-    def batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor | int, Tensor]]:
         """All batches of an epoch."""
-        return map(self.take, self.order(epoch, batch_size))
+        return (self.batch(epoch, number) for number in range(len(self._order_of(epoch))))
+
+    def _order_of(self, epoch: int) -> tuple[Tensor, ...]:
+        """The examples of each batch, [replicas, batch] int64."""
+        if self._order is None or self._order[0] != epoch:
+            orders = [generator(seed, "data order", self.phase, epoch).permutation(len(self)) for seed in self.seeds]
+            index = torch.from_numpy(np.stack(orders)).to(self.y.device)
+            self._order = epoch, index.split(self.batch_size, dim=1)
+        return self._order[1]

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
-from model.networks import cross_entropy
 
 
 def loss_and_gradient(
@@ -24,7 +23,7 @@ def loss_and_gradient(
         with torch.no_grad():
             return network.loss_and_gradient(weights, batch, out, weighting, targets)
     weights = weights.detach().requires_grad_()
-    loss = cross_entropy(network(weights, batch.x), batch, weighting, targets)
+    loss = network.loss(weights, batch, weighting, targets)
     (gradient,) = torch.autograd.grad(loss.sum(), weights)
     return loss.detach(), gradient if out is None else out.copy_(gradient)
 
@@ -71,7 +70,7 @@ def sgd_chain_(network, weights: Tensor, batch: Batch, rates: Tensor, keep: floa
 
 def differentiable_gradient(network, weights: Tensor, batch: Batch) -> Tensor:
     """The same gradient, itself differentiable with respect to `weights` (for second-order look-ahead)."""
-    loss = cross_entropy(network(weights, batch.x), batch)
+    loss = network.loss(weights, batch)
     return torch.autograd.grad(loss.sum(), weights, create_graph=True)[0]
 
 

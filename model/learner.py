@@ -34,6 +34,7 @@ class Learner(abc.ABC):
 
     def __init__(self, network, options, seeds, device="cpu", dtype=torch.float32):
         self.network, self.options, self.seeds = network, options, tuple(seeds)
+        self.heads = network.heads
         self.random = RandomStreams(seeds)
         self.weights: Tensor = network.initial_weights(RandomStreams(seeds)["initial weights"], dtype).to(device)
         self.epoch = 0
@@ -63,7 +64,12 @@ class Learner(abc.ABC):
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
         """Logits [replicas, batch, classes]. t: the task if it is known; None: all classes compete. Changes nothing."""
         with torch.no_grad():
-            return self.network(self.weights, x)
+            return self.network.predict(self.weights, x, t)
+
+    def see_task(self, t: int) -> None:
+        """Called before `begin_task`: the classes of task t, and of all before it, are known from now on."""
+        if self.heads is not None:
+            self.heads.begin(t)
 
     def begin_task(self, t: int) -> None:
         """Called before the first batch of task t."""
@@ -87,13 +93,17 @@ class Learner(abc.ABC):
         """What has been learnt, name -> [replicas, *shape], for people and other programs."""
         return self.network.layout.named(self.weights)
 
-    def state_dict(self) -> dict:
-        """Everything that learning has changed, random streams included; loads with torch.load(weights_only=True)."""
-        return {name: _saved(getattr(self, name)) for name in self._kept}
+    def state_dict(self, copied: bool = True) -> dict:
+        """Everything that learning has changed, random streams included; loads with torch.load(weights_only=True).
+
+        copied: learning on does not change it; not needed to write it at once.
+        """
+        return {name: _saved(getattr(self, name), copied) for name in self._kept}
 
     @property
     def _kept(self) -> tuple[str, ...]:
-        return (*self.state, "alignment") if self.alignment else self.state
+        extra = [name for name in ("alignment", "heads") if getattr(self, name) is not None]
+        return (*self.state, *extra)
 
     def load_state_dict(self, state: dict) -> None:
         """Continues from `state`, saved by a learner built alike; ValueError if it does not fit."""
@@ -127,7 +137,7 @@ def _moved(value, device):
     return type(value)(_moved(part, device) for part in value) if isinstance(value, list | tuple) else value
 
 
-def _saved(value):
+def _saved(value, copied: bool):
     if hasattr(value, "state_dict"):
-        return copy.deepcopy(value.state_dict())
-    return value.detach().clone() if isinstance(value, Tensor) else value
+        return copy.deepcopy(value.state_dict()) if copied else value.state_dict()
+    return value.detach().clone() if isinstance(value, Tensor) and copied else value

@@ -14,7 +14,6 @@ from model.batch import Batch
 from model.gradients import clip_by_norm_, differentiable_gradient, loss_and_gradient
 from model.learner import Learner
 from model.memory import ReplayOptions, Reservoir
-from model.networks import cross_entropy
 from utils.options import option
 
 
@@ -103,7 +102,7 @@ def _second_order(network, weights, rates, chunks, meta, every_step, clamp, relu
                 gradient = gradient.clamp(-clamp, clamp)
             theta = theta - step_rates * gradient
             if every_step or k == len(chunks):
-                losses.append(cross_entropy(network(theta, meta.x), meta))
+                losses.append(network.loss(theta, meta))
         loss = sum(losses) / len(losses)
         return loss.detach(), *torch.autograd.grad(loss.sum(), (theta_0, alpha))
 

@@ -14,17 +14,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.batch import Batch
+from utils.errors import UserError
 from utils.options import option
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-    arch: Literal["linear"] = option("linear", "network: linear is a multi-layer perceptron with ReLU")
-    n_hiddens: int = option(100, "units of each hidden layer", low=1, high=10**6)
-    n_layers: int = option(2, "number of hidden layers", low=0, high=100)
+    arch: Literal["linear", "pc_cnn"] = option(
+        "linear", "network: linear is a multi-layer perceptron with ReLU, pc_cnn convolutions of stride 2 with ReLU"
+    )
+    n_hiddens: int = option(100, "linear: units of each hidden layer", low=1, high=10**6)
+    n_layers: int = option(2, "linear: number of hidden layers", low=0, high=100)
+    channels: int = option(160, "pc_cnn: channels of each convolution", low=1, high=10_000)
     init: Literal["kaiming_normal", "xavier_normal", "xavier_uniform"] = option(
         "kaiming_normal", "distribution of the initial weights (biases start at 0)"
     )
+
+    def check(self, images: bool) -> None:
+        """UserError if the network is not for such examples: images, or flat ones."""
+        if images != (self.arch == "pc_cnn"):
+            raise UserError(
+                f"--arch {self.arch} takes {'flat examples' if images else 'images'}, and this --dataset has"
+                f" {'images' if images else 'flat examples'}: give --arch {'pc_cnn' if images else 'linear'}."
+            )
 
 
 class Layout:
@@ -48,7 +60,104 @@ class Layout:
         return dict(zip(self.shapes, self.tensors(flat), strict=True))
 
 
-class MLP:
+class Heads:
+    """Which outputs compete for an example, where every task has classes of its own.
+
+    Args:
+        classes: outputs in all. per_task: of each task, one task's after the other's.
+        scenario: "task": when it is learnt, those of an example's task; "class": those of all tasks begun so far.
+
+    `seen`, the number of tasks begun, is the only thing that changes.
+    """
+
+    #: The logit of an output that does not compete: its probability is exactly 0, and it is a finite number.
+    OUT = -1e9
+
+    def __init__(self, classes: int, per_task: int, scenario: str):
+        self.per_task, self.scenario, self.seen = per_task, scenario, 0
+        self._task_of_output = torch.arange(classes) // per_task
+
+    def begin(self, t: int) -> None:
+        """Task t is seen from now on, and all before it."""
+        self.seen = max(self.seen, t + 1)
+
+    def task_of(self, y: Tensor) -> Tensor:
+        """The tasks that classes belong to."""
+        return y // self.per_task
+
+    def to_learn(self, logits: Tensor, t: Tensor) -> Tensor:
+        """Logits [replicas, batch, classes] of examples of tasks t [replicas, batch], those that do not compete OUT."""
+        if self.scenario == "class":
+            return self.to_predict(logits, None)
+        return logits.masked_fill(self._tasks(logits) != t[:, :, None], self.OUT)
+
+    def to_predict(self, logits: Tensor, t: int | None) -> Tensor:
+        """The same for examples that are all of task t, or of any task seen so far."""
+        tasks = self._tasks(logits)
+        return logits.masked_fill(tasks >= self.seen if t is None else tasks != t, self.OUT)
+
+    def _tasks(self, logits: Tensor) -> Tensor:
+        self._task_of_output = self._task_of_output.to(logits.device)
+        return self._task_of_output
+
+    def state_dict(self) -> dict:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seen = state["seen"]
+
+
+class Network:
+    """A function of weights [replicas, parameters] and examples, with the layout of the former.
+
+    heads: which outputs compete; None where all tasks share all classes.
+    """
+
+    heads: Heads | None = None
+    layout: Layout
+
+    def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:
+        """[replicas, parameters], row r drawn with rngs[r], a NumPy generator; biases are 0."""
+        weights = torch.zeros(len(rngs), self.layout.parameters, dtype=dtype)
+        for tensor in self.layout.tensors(weights):
+            if tensor.ndim > 2:
+                for row, rng in zip(tensor, rngs, strict=True):
+                    row.copy_(torch.from_numpy(draw(self.init, rng, tuple(row.shape))))
+        return weights
+
+    def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
+        """weights: [replicas, parameters], x: [replicas, batch, ...] -> logits [replicas, batch, classes]."""
+        raise NotImplementedError
+
+    def narrowed(self, by: int) -> "Network":
+        """The same network with 1/by of its hidden units or channels, at least 1."""
+        raise NotImplementedError
+
+    def predict(self, weights: Tensor, x: Tensor, t: int | None) -> Tensor:
+        """Logits of examples of task t, or of any task; those of outputs that do not compete are Heads.OUT."""
+        logits = self(weights, x)
+        return logits if self.heads is None else self.heads.to_predict(logits, t)
+
+    def loss(self, weights: Tensor, batch: Batch, weighting=None, targets=None) -> Tensor:
+        """Cross-entropy of each replica [replicas]; see `cross_entropy`."""
+        logits = self(weights, batch.x)
+        if self.heads is not None:
+            logits = self.heads.to_learn(logits, batch.t)
+        return cross_entropy(logits, batch, weighting, targets)
+
+
+def draw(init: str, rng, shape: tuple[int, ...]):
+    """Initial weights [outputs, inputs, ...]; see NetworkOptions.init."""
+    fan_in, area = math.prod(shape[1:]), math.prod(shape[2:])
+    fan_out = shape[0] * area
+    if init == "xavier_uniform":
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        return rng.uniform(-bound, bound, shape)
+    variance = 2 / (fan_in + fan_out) if init == "xavier_normal" else 2 / fan_in
+    return rng.normal(0, math.sqrt(variance), shape)
+
+
+class MLP(Network):
     """Multi-layer perceptron: linear layers with ReLU between them, one output per class.
 
     Args:
@@ -65,25 +174,12 @@ class MLP:
             shapes[f"layer{i + 1}.bias"] = (fan_out,)
         self.layout = Layout(shapes)
 
-    def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:
-        """[replicas, parameters], row r drawn with rngs[r], a NumPy generator."""
-        weights = torch.zeros(len(rngs), self.layout.parameters, dtype=dtype)
-        for tensor in self.layout.tensors(weights):
-            if tensor.ndim == 3:
-                for row, rng in zip(tensor, rngs, strict=True):
-                    row.copy_(torch.from_numpy(self._draw(rng, *row.shape)))
-        return weights
-
-    def _draw(self, rng, fan_out: int, fan_in: int):
-        if self.init == "xavier_uniform":
-            bound = math.sqrt(6 / (fan_in + fan_out))
-            return rng.uniform(-bound, bound, (fan_out, fan_in))
-        variance = 2 / (fan_in + fan_out) if self.init == "xavier_normal" else 2 / fan_in
-        return rng.normal(0, math.sqrt(variance), (fan_out, fan_in))
-
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         """weights: [replicas, parameters], x: [replicas, batch, ...] -> logits [replicas, batch, classes]."""
         return self._activations(self.layout.tensors(weights), x)[-1]
+
+    def narrowed(self, by: int) -> "MLP":
+        return MLP(self.widths[0], [max(1, width // by) for width in self.widths[1:-1]], self.classes, self.init)
 
     def features(self, weights: Tensor, x: Tensor) -> Tensor:
         """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
@@ -213,6 +309,55 @@ class MLP:
         return -torch.cat(outputs, dim=1).log_softmax(dim=2).gather(2, batch.y[:, :, None])[:, :, 0]
 
 
+class ConvNet(Network):
+    """Convolutions of 3 x 3, stride 2 and padding 1, then three linear layers, ReLU between all of them.
+
+    The networks of Gupta et al. 2020: 160 channels; three convolutions and 320 units for 32 x 32 pixels (1,419,940
+    parameters with 100 classes), four and 640 for 64 x 64 (2,873,640 with 200).
+
+    Args:
+        shape: channels, height and width of the images; both a multiple of 8 or, from 64 pixels on, of 16.
+        channels: of each convolution. classes: outputs. init: see NetworkOptions.init.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], channels: int, classes: int, init: str = "kaiming_normal"):
+        self.init, self.classes, self.shape, self.channels = init, classes, shape, channels
+        depth = 3 if shape[1] < 64 else 4
+        units, side = 2 ** (depth - 2) * channels, (shape[1] >> depth, shape[2] >> depth)
+        sizes = {f"conv{i + 1}": (channels, channels if i else shape[0], 3, 3) for i in range(depth)}
+        sizes |= {"layer1": (units, channels * math.prod(side)), "layer2": (units, units), "layer3": (classes, units)}
+        self.layout = Layout(
+            {
+                f"{name}.{kind}": size if kind == "weight" else size[:1]
+                for name, size in sizes.items()
+                for kind in ("weight", "bias")
+            }
+        )
+
+    def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
+        tensors = self.layout.tensors(weights)
+        return torch.baddbmm(tensors[-1][:, None], self._features(tensors, x), tensors[-2].mT)
+
+    def narrowed(self, by: int) -> "ConvNet":
+        network = ConvNet(self.shape, max(1, self.channels // by), self.classes, self.init)
+        network.heads = self.heads
+        return network
+
+    def features(self, weights: Tensor, x: Tensor) -> Tensor:
+        """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
+        return self._features(self.layout.tensors(weights), x)
+
+    def _features(self, tensors: list[Tensor], x: Tensor) -> Tensor:
+        replicas, batch = x.shape[:2]
+        h = x.transpose(0, 1).flatten(1, 2)  # replicas side by side as groups of channels
+        for weight, bias in zip(tensors[:-6:2], tensors[1:-6:2], strict=True):
+            h = F.conv2d(h, weight.flatten(0, 1), bias.flatten(), stride=2, padding=1, groups=replicas).relu()
+        h = h.view(batch, replicas, -1).transpose(0, 1)
+        for weight, bias in zip(tensors[-6:-2:2], tensors[-5:-2:2], strict=True):
+            h = torch.baddbmm(bias[:, None], h, weight.mT).relu()
+        return h
+
+
 def _output_delta(logits: Tensor, batch: Batch, weighting=None, targets=None) -> tuple[Tensor, Tensor]:
     """The loss [replicas] and its derivative by the logits [replicas, batch, classes]."""
     log_p = logits.log_softmax(dim=2)
@@ -241,6 +386,17 @@ def cross_entropy(logits: Tensor, batch: Batch, weighting=None, targets=None) ->
     return losses.mean(dim=1) if weighting is None else (losses * weighting).sum(dim=1)
 
 
-def build_network(options: NetworkOptions, input_shape, classes: int) -> MLP:
-    """The network that `options` describe, for examples of `input_shape`."""
-    return MLP(math.prod(input_shape), [options.n_hiddens] * options.n_layers, classes, options.init)
+def build_network(options: NetworkOptions, input_shape, classes: int, heads: Heads | None = None) -> Network:
+    """The network that `options` describe, for examples of `input_shape`. UserError if they do not fit."""
+    options.check(len(input_shape) == 3)
+    if options.arch == "linear":
+        return MLP(math.prod(input_shape), [options.n_hiddens] * options.n_layers, classes, options.init)
+    step = 8 if input_shape[1] < 64 else 16
+    if any(side < step or side % step for side in input_shape[1:]):
+        raise UserError(
+            f"--arch pc_cnn halves images three times (four from 64 pixels on), and these are {input_shape[1]} x"
+            f" {input_shape[2]}: choose another --dataset."
+        )
+    network = ConvNet(input_shape, options.channels, classes, options.init)
+    network.heads = heads
+    return network

@@ -8,7 +8,7 @@ from torch import Tensor
 from model.batch import Batch
 from model.gradients import loss_and_gradient
 from model.learner import Learner, the_task
-from model.networks import MLP, Layout
+from model.networks import Layout, Network
 from utils.options import option
 
 
@@ -22,18 +22,19 @@ class IndependentOptions(TaskInputOptions):
     finetune: bool = option(True, "start the network of each task from that of the task before it")
 
 
-class PerTaskMLP:
-    """One MLP per task, the last layers being common to all.
+class PerTask(Network):
+    """One network per task, the last layers being common to all.
 
     Args:
-        mlp: the network of one task. n_tasks: how many of it. own_layers: how many of its layers, counted from the
-            input, each task has for itself.
+        one: the network of one task. n_tasks: how many of it. own_layers: how many of its layers, counted from the
+            input, each task has for itself; None: all.
     """
 
-    def __init__(self, mlp: MLP, n_tasks: int, own_layers: int):
-        self.mlp, self.n_tasks, self.classes = mlp, n_tasks, mlp.classes
-        shapes = list(mlp.layout.shapes.items())
-        own, shared = shapes[: 2 * own_layers], shapes[2 * own_layers :]
+    def __init__(self, one: Network, n_tasks: int, own_layers: int | None):
+        self.one, self.n_tasks, self.classes, self.heads = one, n_tasks, one.classes, one.heads
+        shapes = list(one.layout.shapes.items())
+        split = len(shapes) if own_layers is None else 2 * own_layers
+        own, shared = shapes[:split], shapes[split:]
         self.own = Layout(dict(own)).parameters
         self.layout = Layout(
             {**{f"task{t}.{name}": shape for t in range(n_tasks) for name, shape in own}, **dict(shared)}
@@ -41,8 +42,8 @@ class PerTaskMLP:
 
     def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:
         """[replicas, parameters]; the shared part is drawn first, so it does not depend on the number of tasks."""
-        first = self.mlp.initial_weights(rngs, dtype)
-        others = [self.mlp.initial_weights(rngs, dtype)[:, : self.own] for _ in range(self.n_tasks - 1)]
+        first = self.one.initial_weights(rngs, dtype)
+        others = [self.one.initial_weights(rngs, dtype)[:, : self.own] for _ in range(self.n_tasks - 1)]
         return torch.cat([first[:, : self.own], *others, first[:, self.own :]], dim=1)
 
     def parts(self, weights: Tensor, t: int) -> tuple[Tensor, Tensor]:
@@ -50,15 +51,14 @@ class PerTaskMLP:
         return weights[:, t * self.own : (t + 1) * self.own], weights[:, self.n_tasks * self.own :]
 
 
-def independent_network(mlp: MLP, n_tasks: int) -> PerTaskMLP:
-    """All layers per task, 1/n_tasks of the hidden units each (at least 1), as in MER's code."""
-    hidden = [max(1, width // n_tasks) for width in mlp.widths[1:-1]]
-    return PerTaskMLP(MLP(mlp.widths[0], hidden, mlp.classes, mlp.init), n_tasks, len(hidden) + 1)
+def independent_network(network: Network, n_tasks: int) -> PerTask:
+    """All layers per task, 1/n_tasks of the hidden units or channels each (at least 1), as in MER's code."""
+    return PerTask(network.narrowed(n_tasks), n_tasks, None)
 
 
-def taskinput_network(mlp: MLP, n_tasks: int) -> PerTaskMLP:
+def taskinput_network(network: Network, n_tasks: int) -> PerTask:
     """The first layer per task, the others shared."""
-    return PerTaskMLP(mlp, n_tasks, 1)
+    return PerTask(network, n_tasks, 1)
 
 
 class TaskInput(Learner):
@@ -68,21 +68,21 @@ class TaskInput(Learner):
     has an input layer of its own. Needs to know the task at test time too.
     """
 
-    network: PerTaskMLP
+    network: PerTask
 
     def _weights_of(self, t: int) -> Tensor:
         return torch.cat(self.network.parts(self.weights, t), dim=1)
 
     def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
         own, shared = self.network.parts(self.weights, the_task(t))
-        loss, gradient = loss_and_gradient(self.network.mlp, self._weights_of(t), Batch.of(x, y, t))
+        loss, gradient = loss_and_gradient(self.network.one, self._weights_of(t), Batch.of(x, y, t))
         own.sub_(gradient[:, : self.network.own], alpha=self.options.lr)
         shared.sub_(gradient[:, self.network.own :], alpha=self.options.lr)
         return loss
 
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
         with torch.no_grad():
-            return self.network.mlp(self._weights_of(the_task(t)), x)
+            return self.network.one.predict(self._weights_of(the_task(t)), x, t)
 
 
 class Independent(TaskInput):

@@ -34,7 +34,8 @@ class Algorithm:
     """One row of the registry.
 
     learner, options: the classes. presets: defaults of this algorithm where they differ from the options class.
-    as_published: what --as_published sets, each an ordinary option that undoes one correction of ours.
+    as_published: what --as_published sets, each an ordinary option that undoes one correction of ours;
+    as_published_images: the same where the published program differs on streams of images.
     joint: trained on all tasks mixed instead of one after the other. needs_task: predicts only if it is told the task.
     network: (the network that the options describe, number of tasks) -> the one it learns. aliases: older names.
     """
@@ -46,6 +47,7 @@ class Algorithm:
     citation: str
     presets: dict = dataclasses.field(default_factory=dict)
     as_published: dict = dataclasses.field(default_factory=dict)
+    as_published_images: dict = dataclasses.field(default_factory=dict)
     joint: bool = False
     needs_task: bool = False
     network: Callable = lambda network, n_tasks: network
@@ -55,11 +57,14 @@ class Algorithm:
 _REPLAY_2020 = {"reservoir": "inclusive", "replacement": True}
 _EPOCH_REPLAY_2020 = {**_REPLAY_2020, "remember": "every_epoch"}
 _LOOKAHEAD_2020 = {**_REPLAY_2020, "inner_clip": False, "snapshot": "live"}
+_LOOKAHEAD_IMAGES_2020 = {"inner_clip": True, "inner_rates": "raw", "snapshot": "copy"}
 
 
 def _lookahead(name: str, summary: str, learn_lr: bool, sync_update: bool, aliases=()) -> Algorithm:
     presets = {"learn_lr": learn_lr, "sync_update": sync_update}
-    return Algorithm(name, LookaheadMAML, LookaheadOptions, summary, LA_MAML, presets, _LOOKAHEAD_2020, aliases=aliases)
+    classes = LookaheadMAML, LookaheadOptions
+    as_published = _LOOKAHEAD_2020, _LOOKAHEAD_IMAGES_2020
+    return Algorithm(name, *classes, summary, LA_MAML, presets, *as_published, aliases=aliases)
 
 
 ALGORITHMS: dict[str, Algorithm] = {

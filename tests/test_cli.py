@@ -282,6 +282,8 @@ def test_help_names_every_flag_under_its_algorithms(capsys):
         ("--test_batch 3", ["--test_batch", "test_batch_size"]),
         ("--alpha_init 0", ["--alpha_init 0", "above 0"]),
         ("--device cuda:77", ["cuda:77", "--device cpu"]),
+        ("--alpha_init 1e39", ["--alpha_init 1e39", "32-bit"]),
+        ("--seed 99999999999999999999", ["--seed 9999", "at most"]),
         ("--evaluate_on validation", ["--validation 0.1"]),
         ("--evaluate_on train", ["--evaluate_on train", "test or validation"]),
         ("--validation 0.95", ["--validation 0.95", "0.9"]),

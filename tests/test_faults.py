@@ -1,10 +1,12 @@
 """What cannot be trusted is refused in one sentence; what goes wrong around a run loses nothing."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -17,7 +19,7 @@ import torch
 from benchmarks.faults import Archives, damaged, published_streams
 from benchmarks.records import differences
 from model.er import ER
-from utils import atomic, checkpoint, tensors
+from utils import atomic, checkpoint, run_folder, tensors
 from utils.checkpoint import Checkpoints
 from utils.record import Record
 
@@ -55,9 +57,12 @@ def stopped(run, monkeypatch):
 
 def rewritten(path: Path, content) -> None:
     """Another checkpoint in the place of this one, with a digest that is right."""
-    data = content if isinstance(content, bytes) else tensors.dumped(content)
-    path.unlink()
-    (path.parent / f"{path.stem.partition('-')[0]}-{checkpoint._digest(data)}.pt").write_bytes(data)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        tensors.write(path, content)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[: checkpoint.DIGITS]
+    path.rename(path.parent / f"{path.stem.partition('-')[0]}-{digest}.pt")
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -118,6 +123,38 @@ def test_a_checkpoint_of_something_else_is_refused(change, said, stopped, refuse
     assert said in refused(f"--resume {folder}")
 
 
+def test_a_damaged_checkpoint_never_counts_as_one_that_is_kept(stopped):
+    folder, _ = stopped
+    checkpoints = Checkpoints(folder / "checkpoints")
+    newest, older = checkpoints.paths()
+    newest.write_bytes(newest.read_bytes()[:-1])
+    content, problems = checkpoints.load()
+    assert len(problems) == 1
+    count = int(older.stem.partition("-")[0])
+    new = checkpoints.save(count + 1, {"loop": content["loop"]})
+    assert checkpoints.paths() == [new, older]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02J\x01", b"PK\x03\x04", b"\x80\x02}q\x00.", bytes(100)])
+def test_a_checkpoint_of_anything_at_all_is_refused(content, stopped, refused):
+    folder, _ = stopped
+    for path in Checkpoints(folder / "checkpoints").paths():
+        rewritten(path, content)
+    assert "no checkpoint that can be used" in refused(f"--resume {folder}")
+
+
+def test_a_record_without_its_checkpoints_or_events_is_no_silent_start(stopped, run, refused, capsys):
+    folder, _ = stopped
+    (folder / "1" / "events.out.tfevents").write_bytes(b"")
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    run(f"--resume {folder}", small=False)
+    assert "1/events.out.tfevents lacks events of before the stop" in capsys.readouterr().err
+    (copy / "summary.json").write_text('{"status": "interrupted"}')
+    shutil.rmtree(copy / "checkpoints")
+    assert "no checkpoint any more" in refused(f"--resume {copy}")
+
+
 def test_a_checkpoint_that_would_unpack_to_more_than_its_size_is_refused(tmp_path):
     bomb, packed = tmp_path / "bomb.pt", tmp_path / "packed.pt"
     tensors.save(bomb, {"x": torch.zeros(10**6)})
@@ -147,6 +184,7 @@ def test_damaged_parameters_of_a_run_are_refused(stopped, refused):
         ({"options": {**parameters["options"], "former": 1}}, "another version, which had --former"),
         ({"model": "nosuch"}, "nosuch"),
         ({"data_sha256": "0" * 64}, "other data"),
+        *(({name: 3.5}, "no record of a run") for name in ("model", "dataset", "data_sha256", "seeds", "versions")),
     ):
         (folder / "0" / "training_parameters.json").write_text(json.dumps({**parameters, **change}))
         assert said in refused(f"--resume {folder}"), change
@@ -189,7 +227,21 @@ def test_damaged_archives_are_never_silently_used(kind, tmp_path):
         archives(case, folder, data)
 
 
-def test_a_data_file_that_changes_while_it_is_used_is_noticed(run, tmp_path, monkeypatch, capsys):
+def replaced(path, sound):
+    path.unlink()
+    path.write_bytes(sound[:-1])
+
+
+def overwritten(path, sound):
+    """In place, so that what is mapped into memory changes, and nothing else would tell."""
+    with path.open("r+b") as file:
+        file.seek(len(sound) // 4)
+        file.write(bytes(len(sound) // 2))
+
+
+@pytest.mark.parametrize("change", [replaced, overwritten])
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_a_data_file_that_changes_while_it_is_used_is_noticed(task, change, run, tmp_path, monkeypatch, capsys):
     data = published_streams(tmp_path)
     line = f"--model er --dataset mnist_rotations --data_path {data} --seed 0"
     whole, begin = run(line), ER.begin_task
@@ -197,9 +249,8 @@ def test_a_data_file_that_changes_while_it_is_used_is_noticed(run, tmp_path, mon
 
     def begin_task(self, t):
         begin(self, t)
-        if t == 1:
-            (data / "mnist_rotations.pt").unlink()
-            (data / "mnist_rotations.pt").write_bytes(sound[:-1])
+        if t == task:
+            change(data / "mnist_rotations.pt", sound)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(ER, "begin_task", begin_task)
@@ -208,6 +259,7 @@ def test_a_data_file_that_changes_while_it_is_used_is_noticed(run, tmp_path, mon
     message = capsys.readouterr().err
     assert "mnist_rotations.pt was changed while it was in use" in message and "Traceback" not in message
     (folder,) = [path for path in whole.folder.parent.iterdir() if path != whole.folder]
+    assert "completed" not in {run_folder.summary_of(folder).get("status")}
     torch.save(([[0, torch.rand(120, 784), torch.arange(120) % 10]] * 3,) * 2, data / "mnist_rotations.pt")
     with pytest.raises(SystemExit) as stop:
         run(f"--resume {folder}", small=False)
@@ -229,16 +281,16 @@ def test_a_published_file_that_would_run_code_is_refused(tmp_path, refused):
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(nth, run, monkeypatch, capsys):
     """No room for the n-th file that is written: a checkpoint, or a part of the record."""
     line = "--model er --seeds 0 1 --checkpoint_minutes 100"
-    whole, write, calls = run(line), atomic.write_bytes, []
+    whole, put, calls = run(line), atomic.put, []
 
-    def full(path, data):
+    def full(temporary, path):
         calls.append(path)
         if len(calls) >= nth:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, data)
+        put(temporary, path)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(atomic, "write_bytes", full)
+        patch.setattr(atomic, "put", full)
         run(line)
     assert stop.value.code == 2
     said = [part for part in capsys.readouterr().err.splitlines() if part.startswith("main.py")]
@@ -304,6 +356,14 @@ def test_too_little_memory_on_the_device_is_one_sentence(run, monkeypatch, capsy
     resumed = run(f"{line} --resume auto")
     assert json.loads((resumed.folder / "summary.json").read_text())["resumed_at_steps"] == [8]
     assert not differences(resumed.folder, run(line).folder)
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", ">/dev/full", "2>&-", "2>&1 | head -c 10", "| true"])
+def test_a_log_that_is_full_or_closed_does_not_end_a_run(where, tmp_path):
+    line = f"{sys.executable} main.py --model online --n_tasks 2 --samples_per_task 40 --seed 0 --log_dir {tmp_path}"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{line} {where}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert len(list(tmp_path.rglob("summary.json"))) == 1
 
 
 # ---------------------------------------------------------------- what grows

@@ -7,12 +7,12 @@ import torch
 from model.batch import Batch
 from model.gradients import clip_by_norm_, group_gradients, loss_and_gradient, sgd_chain_
 from model.lookahead import look_ahead
-from model.networks import MLP, cross_entropy
+from model.networks import MLP, Network, cross_entropy
 
 REPLICAS = 2
 
 
-class AutogradOnly:
+class AutogradOnly(Network):
     """The same network, without its written-out gradient."""
 
     def __init__(self, network):

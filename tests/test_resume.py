@@ -167,10 +167,11 @@ def test_the_same_command_with_auto_begins_goes_on_and_is_finished(run, stop_at,
     [
         ("--lr 0.3", "--lr 0.05, not 0.3"),
         ("--seed 4", "--seeds [0, 1], not [4]"),
-        ("--model online", "--"),
+        ("--model online", "--model er, not online"),
+        ("--model nosuch", "--model nosuch"),
         ("--dataset mnist_rotations", "--dataset digits_rotations, not mnist_rotations"),
         ("--n_tasks 4", "--n_tasks 3, not 4"),
-        ("--as_published", "--"),
+        ("--as_published", "--as_published False, not True"),
         ("--nosuch 1", "--nosuch"),
         ("--lr x", "--lr x"),
     ],
@@ -250,6 +251,54 @@ def test_what_is_known_of_a_replica_that_diverged_goes_on_too(run, resume, stop_
     assert resumed.faults[1].parameters_of_step == 8 and not differences(resumed.folder, whole.folder)
 
 
+@pytest.mark.parametrize("more", ["", "--checkpoint_minutes 0"])
+def test_where_all_replicas_have_diverged_the_end_does_not_depend_on_checkpoints(more, run, resume, stop_at):
+    """They diverge at step 1, which is seen at the end of the task; stopped in between, that is no end yet."""
+    line = "--model er --lr 1e20 --seeds 0 1"
+    whole = run(line)
+    assert (whole.exit_code, whole.status, stopped_step(whole)) == (3, "diverged", 4)
+    stop_at(4)
+    stopped = run(f"{line} {more}")
+    assert (stopped.exit_code, stopped.status) == (143, "interrupted")
+    stop_at(0)
+    resumed = resume(stopped.folder, "--checkpoint_minutes 5")
+    assert (resumed.exit_code, resumed.status) == (3, "diverged")
+    told = ["0/training_parameters.json", "1/training_parameters.json"] if more else []
+    assert differences(whole.folder, resumed.folder) == told
+
+
+def test_a_run_that_diverged_is_finished_with_the_same_exit_code(run, capsys):
+    line = "--model er --lr 1e20 --seed 0 --resume auto"
+    assert run(line).exit_code == 3
+    with pytest.raises(SystemExit) as stop:
+        run(line)
+    assert stop.value.code == 3 and "finished (diverged)" in capsys.readouterr().err
+
+
+def test_as_published_and_validated_runs_go_on_too(run, resume, stop_at):
+    line = "--model lamaml --as_published --validation 0.2 --evaluate_on validation --calc_test_accuracy --seeds 0 1"
+    whole = run(line)
+    stop_at(7)
+    stopped = run(line)
+    stop_at(0)
+    assert not differences(whole.folder, resume(stopped.folder, "--as_published").folder)
+
+
+def test_a_run_that_began_on_a_device_that_is_gone_goes_on_elsewhere(run, resume, stop_at):
+    whole = run("--model er --seeds 0 1")
+    stop_at(7)
+    stopped = run("--model er --seeds 0 1")
+    stop_at(0)
+    path = stopped.folder / "0" / "training_parameters.json"
+    told = json.loads(path.read_text())
+    told["options"]["device"] = "cuda:7"
+    path.write_text(json.dumps(told))
+    with pytest.raises(SystemExit):
+        resume(stopped.folder)
+    resumed = resume(stopped.folder, "--device cpu")
+    np.testing.assert_array_equal(whole.matrices, resumed.matrices)
+
+
 def test_the_last_two_checkpoints_are_kept(run, stop_at):
     stop_at(9)
     stopped = run("--model er --seed 0 --checkpoint_minutes 0")
@@ -275,9 +324,9 @@ def test_a_run_that_was_stopped_tells_what_it_measured(run, stop_at):
 
 
 def test_a_time_limit_stops_a_run_by_itself(run, resume):
-    line = "--model er --seeds 0 1 --n_epochs 40"
+    line = "--model er --seeds 0 1 --n_epochs 400"
     whole = run(line)
-    stopped = run(f"{line} --time_limit 0.002")
+    stopped = run(f"{line} --time_limit 0.02")  # loading and the first evaluation take a tenth of it
     assert (stopped.status, stopped.exit_code) == ("interrupted", 143)
     told = ["0/training_parameters.json", "1/training_parameters.json"]  # the time limit is there
     assert differences(whole.folder, resume(stopped.folder, "--time_limit 0").folder) == told
@@ -319,8 +368,9 @@ def test_an_evaluation_is_given_up_at_once_and_loses_nothing(run, resume, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(ALGORITHMS["er"].learner, "predict", slow)
+        began = time.monotonic()
         stopped = run("--model er --seeds 0 1 --log_alignment --checkpoint_minutes 100")
-    assert stopped.exit_code == 143
+    assert stopped.exit_code == 143 and time.monotonic() - began < interruption.PATIENCE
     steps = stopped_step(stopped)
     resumed = resume(stopped.folder)
     assert json.loads((resumed.folder / "summary.json").read_text())["resumed_at_steps"] == [steps] and steps == 8
@@ -343,12 +393,14 @@ def test_stopped_while_data_are_loaded_it_leaves_nothing(run, monkeypatch, capsy
 def test_a_signal_while_the_record_is_closed_does_not_tear_it(run, monkeypatch):
     write = Record._write_seed
 
-    def hurried(self, *args):
-        signal.raise_signal(signal.SIGINT)
-        return write(self, *args)
+    def hurried(self, replica, *args):
+        if replica == 0:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.1)
+        return write(self, replica, *args)
 
     monkeypatch.setattr(Record, "_write_seed", hurried)
-    monkeypatch.setattr(interruption, "ECHO", 100)
+    monkeypatch.setattr(interruption, "PATIENCE", 0.01)
     result = run("--model online --seeds 0 1")
     assert result.exit_code == 0 and (result.folder / "summary.json").exists()
     assert (result.folder / "1" / "results.json").exists()

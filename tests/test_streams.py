@@ -29,7 +29,7 @@ def test_the_validation_part_is_the_same_for_every_seed_and_never_trained_on():
     stream = digits(validation=0.5, samples_per_task=0)
     held_out = {x.numpy().tobytes() for x in stream.examples(3, "validation")[0]}
     for seed in (0, 1):
-        trained = TrainingSet(stream, 3, [3], [seed]).x[0]
+        trained = TrainingSet(stream, 3, [3], [seed], 10).x[0]
         assert not held_out & {x.numpy().tobytes() for x in trained}
 
 
@@ -50,19 +50,19 @@ def test_nearest_rotation_is_pillows(angle):
 
 def test_replicas_see_their_own_examples_in_their_own_order_as_they_would_alone():
     stream = digits(samples_per_task=20)
-    packed = list(TrainingSet(stream, 2, [2], (5, 6)).batches(0, 8))
+    packed = list(TrainingSet(stream, 2, [2], (5, 6), 8).batches(0))
     assert [x.shape[1] for x, _, _ in packed] == [8, 8, 4]
     for replica, seed in enumerate((5, 6)):
         for (x, t, y), (alone_x, alone_t, alone_y) in zip(
-            packed, TrainingSet(stream, 2, [2], (seed,)).batches(0, 8), strict=True
+            packed, TrainingSet(stream, 2, [2], (seed,), 8).batches(0), strict=True
         ):
             assert torch.equal(x[replica], alone_x[0]) and torch.equal(y[replica], alone_y[0]) and t == alone_t == 2
     assert not torch.equal(packed[0][0][0], packed[0][0][1])
 
 
 def test_an_epoch_shows_every_example_once_in_a_new_order():
-    data = TrainingSet(digits(samples_per_task=20), 0, [0], (0,))
-    first, second = ([x for x, _, _ in data.batches(epoch, 8)] for epoch in (0, 1))
+    data = TrainingSet(digits(samples_per_task=20), 0, [0], (0,), 8)
+    first, second = ([x for x, _, _ in data.batches(epoch)] for epoch in (0, 1))
     first, second = torch.cat(first, 1)[0], torch.cat(second, 1)[0]
     assert not torch.equal(first, second)
     assert sorted(map(tuple, first.tolist())) == sorted(map(tuple, second.tolist()))
@@ -70,7 +70,7 @@ def test_an_epoch_shows_every_example_once_in_a_new_order():
 
 def test_mixed_tasks_carry_the_task_of_each_example():
     stream = digits(n_tasks=3, samples_per_task=10)
-    batches = list(TrainingSet(stream, 0, [0, 1, 2], (0, 1)).batches(0, 30))
+    batches = list(TrainingSet(stream, 0, [0, 1, 2], (0, 1), 30).batches(0))
     ((_, t, y),) = batches
     assert t.shape == y.shape == (2, 30)
     assert [torch.bincount(row).tolist() for row in t] == [[10, 10, 10]] * 2
@@ -143,7 +143,7 @@ def test_published_files_are_read_as_they_are(tmp_path):
     assert isinstance(stream, PublishedTasks) and stream.task_names == ["task 0", "task 1"]
     x, y = stream.examples(1, "test")
     assert torch.equal(x, test[1][1]) and torch.equal(y, test[1][2])
-    data = TrainingSet(stream, 1, [1], (0, 1))
+    data = TrainingSet(stream, 1, [1], (0, 1), 10)
     assert data.x.shape == (2, 5, 784) and all(any(torch.equal(x, image) for image in train[1][1]) for x in data.x[0])
     stream = PublishedTasks(
         "mnist_rotations", StreamOptions(n_tasks=3, validation=0.2), tmp_path / "mnist_rotations.pt"

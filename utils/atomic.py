@@ -17,12 +17,7 @@ def whole_file(path):
     os.close(handle)
     try:
         yield Path(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        put(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -31,13 +26,24 @@ def whole_file(path):
 
 @contextlib.contextmanager
 def scratch_file(folder, name: str):
-    """Yields the path of an empty file in a folder, which is gone when the block ends."""
+    """Yields the path of an empty file in a folder; what is still there when the block ends is removed."""
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL, suffix=f"-{name}")
     os.close(handle)
     try:
         yield Path(temporary)
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def put(temporary, path) -> None:
+    """Gives a file that is written its name, in the same folder, once it is on the disk."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(temporary, 0o666 & ~umask)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(Path(path).parent)
 
 
 def sync(path) -> None:

@@ -6,7 +6,6 @@ one sentence with exit code 2, before anything is read or written.
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 import typing
@@ -14,6 +13,7 @@ from collections.abc import Iterable
 
 import torch
 
+from utils.console import say
 from utils.errors import UserError, nearest
 from utils.options import Option, options_of
 
@@ -28,12 +28,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(message[0].upper() + message[1:] + " (see --help).")
 
-    def add_options(self, options: Iterable[Option]) -> None:
+    def add_options(self, options: Iterable[Option], short: dict[str, str] | None = None) -> None:
+        """short: name -> a further spelling with a single dash."""
         for o in options:
             nargs, const = (
                 ("?", "yes") if o.kind is bool else ("+", None) if typing.get_origin(o.kind) is tuple else (None, None)
             )
-            self.add_argument(*(f"--{flag}" for flag in (o.name, *o.flags)), dest=o.name, nargs=nargs, const=const)
+            spellings = [f"--{flag}" for flag in (o.name, *o.flags)]
+            spellings += [short[o.name]] if short and o.name in short else []
+            self.add_argument(*spellings, dest=o.name, nargs=nargs, const=const)
 
     def read(self, argv: list[str], script: str) -> dict[str, str | list[str]]:
         """name -> text, for what the command line gives."""
@@ -72,10 +75,7 @@ def flag_line(o: Option, default) -> str:
 
 def show(text: str) -> typing.NoReturn:
     """Prints and stops; a reader who closes the pipe early, such as head, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(text, sys.stdout)
     raise SystemExit(0)
 
 
@@ -95,7 +95,7 @@ def one_sentence(script: str):
     try:
         yield
     except UserError as error:
-        print(f"{script}: {error}", file=sys.stderr)
+        say(f"{script}: {error}", sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -73,7 +73,8 @@ DESCRIPTION = (
     " forgotten."
 )
 
-#: Flags of the older programs that do nothing here, with the reason; given, they are noted and ignored.
+#: Flags of the older programs that do nothing here, or not for every stream, with the reason; given where they are no
+#: option, they are noted and ignored.
 RETIRED = {
     "loader": "the stream follows from --dataset",
     "workers": "data are kept on the device, there are no loader processes",
@@ -84,12 +85,12 @@ RETIRED = {
     "fisher_gamma": "the published code never read it",
     "bgd_optimizer": "Meta-BGD has one optimiser, Bayesian gradient descent",
     "optimizer_params": "Meta-BGD's settings are flags of their own: --mean_eta, --std_init, --train_mc_iters",
-    "class_order": "all tasks of these streams share the same classes",
-    "increment": "all tasks of these streams share the same classes",
+    "class_order": "all tasks of this stream share the same classes",
+    "increment": "all tasks of this stream share the same classes",
     "classes_per_it": "iid draws its batches from all tasks",
     "iterations": "iid passes --n_epochs times over all tasks",
 }
-RETIRED_SHORT = {"class_order": "-order", "increment": "-inc"}
+SHORT = {"class_order": "-order", "increment": "-inc"}
 
 ACTIONS = {
     "list": "print the algorithms and streams, and stop",
@@ -147,15 +148,14 @@ class Config:
 
     def names(self) -> dict:
         """What is run, beside the values of options."""
-        names = {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds)}
-        return {**names, "as_published": self.as_published}
+        seeds = list(self.seeds)
+        return {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": seeds}
 
     def identity(self) -> dict:
         """What decides the numbers of the run: everything but where files lie, its name, and what is logged besides."""
         logging = {"expt_name", "log_every", "log_alignment", "calc_test_accuracy"}
         chosen = {name: value for name, value in self.values.items() if name not in MAY_CHANGE | logging}
-        names = {"model": self.algorithm.name, "dataset": self.dataset.name, "seeds": list(self.seeds)}
-        return {**names, "data": self.dataset.origin(self.run.data_path), **chosen}
+        return {**self.names(), "data": self.dataset.origin(self.run.data_path), **chosen}
 
 
 def configure(argv: list[str]) -> Config:
@@ -199,11 +199,9 @@ def _parse(argv: list[str]) -> dict[str, str | list[str]]:
     for name in SPECIAL:
         nargs = {"seeds": "+", "cuda": "?", "xav_init": "?", "as_published": "?"}.get(name)
         parser.add_argument(f"--{name}", nargs=nargs, const="yes" if nargs == "?" else None)
-    parser.add_options(_known_options().values())
-    for name in RETIRED:
-        parser.add_argument(
-            f"--{name}", *([RETIRED_SHORT[name]] if name in RETIRED_SHORT else []), nargs="?", const="yes"
-        )
+    parser.add_options(_known_options().values(), SHORT)
+    for name in RETIRED.keys() - _known_options().keys():
+        parser.add_argument(f"--{name}", nargs="?", const="yes")
     return parser.read(argv, "main.py")
 
 
@@ -216,9 +214,13 @@ def resolve(given: dict) -> Config:
     resume = given.pop("resume", None)
     if resume not in (None, "auto"):
         return _resumed(Path(resume), given)
-    notes = [f"--{name} has no effect: {RETIRED[name]}." for name in RETIRED if given.pop(name, None) is not None]
+    notes: list[str] = []
     algorithm = _algorithm(given, notes)
     dataset = _dataset(given)
+    ours = options_of(dataset.options).keys() | options_of(algorithm.options).keys()
+    for name in RETIRED.keys() - ours:
+        if given.pop(name, None) is not None:
+            notes.append(f"--{name} has no effect: {RETIRED[name]}.")
     seeds = _seeds(given)
     as_published = _yes(given, "as_published")
     _device(given, notes)
@@ -229,10 +231,13 @@ def resolve(given: dict) -> Config:
     known = {name: o for cls in groups.values() for name, o in options_of(cls).items()}
     _refuse_foreign(given, known, algorithm, dataset)
 
-    row = papers.default_row(algorithm.name, dataset.name)
+    n_epochs = known["n_epochs"].parse(given["n_epochs"]) if "n_epochs" in given else None
+    row = papers.default_row(algorithm.name, dataset.name, n_epochs)
     layers = [(f"default of {algorithm.name}", algorithm.presets), (f"default of {dataset.name}", dataset.presets)]
     layers += [(row.file, row.settings)] if row else []
-    layers += [("--as_published", algorithm.as_published)] if as_published else []
+    if as_published:
+        on_images = algorithm.as_published_images if dataset.images else {}
+        layers += [("--as_published", {**algorithm.as_published, **on_images})]
     layers += [("command line", given)]
     values = {name: o.default for name, o in known.items()}
     sources = dict.fromkeys(known, "default")
@@ -260,17 +265,29 @@ def _resumed(folder: Path, given: dict) -> Config:
         "as_published": "yes" if told["as_published"] else "no",
         **told["options"],
     }
-    replaces = {"seed": "seeds", "data_file": "dataset", "cuda": "device", "xav_init": "init"}
-    kept = {name: value for name, value in begun.items() if name not in {replaces.get(g) for g in given}}
-    config, former = resolve({**kept, **given}), resolve(begun)
-    for name, value in {**config.values, **config.names()}.items():
-        before = {**former.values, **former.names()}.get(name)
-        if name not in MAY_CHANGE and value != before:
-            raise UserError(
-                f"--resume {folder} began with --{name} {before}, not {value}: drop it to go on with that run, or drop"
-                " --resume to start a new one."
-            )
+    names = {"model", "dataset", "data_file", "seed", "seeds"}
+    asked = {name: value for name, value in given.items() if name in names}
+    _refuse_other(folder, resolve({**asked, "device": "cpu"}).names() if asked else {}, told, asked)
+    given = {name: value for name, value in given.items() if name not in asked}
+    kept = {name: value for name, value in begun.items() if name != ("device" if "cuda" in given else None)}
+    config = resolve({**kept, **given})
+    former = resolve({name: value for name, value in begun.items() if name not in MAY_CHANGE})
+    now, before = ({**c.values, "as_published": c.as_published} for c in (config, former))
+    changed = {name: value for name, value in now.items() if name not in MAY_CHANGE and value != before[name]}
+    _refuse_other(folder, changed, before, changed)
     return dataclasses.replace(config, resume=folder, sources=told.get("sources", config.sources))
+
+
+def _refuse_other(folder: Path, now: dict, before: dict, asked: dict) -> None:
+    """UserError if what is asked for is not what the run in the folder began with."""
+    spelt = {"data_file": "dataset", "seed": "seeds"}
+    for flag in asked:
+        name = spelt.get(flag, flag)
+        if now[name] != before[name]:
+            raise UserError(
+                f"--resume {folder} began with --{name} {before[name]}, not {now[name]}: drop it to go on with that"
+                " run, or drop --resume to start a new one."
+            )
 
 
 def _algorithm(given: dict, notes: list[str]) -> Algorithm:
@@ -311,7 +328,7 @@ def _seeds(given: dict) -> tuple[int, ...]:
     one, several = given.pop("seed", None), given.pop("seeds", None)
     if one is not None and several is not None:
         raise UserError(f"--seed {one} and --seeds {' '.join(several)} exclude each other: give one of them.")
-    checker = Option("seeds" if several else "seed", int, 0, low=0)
+    checker = Option("seeds" if several else "seed", int, 0, low=0, high=2**63 - 1)
     seeds = tuple(checker.parse(text) for text in several or [one if one is not None else "0"])
     if one is None and several is None:
         return (0, 1, 2, 3, 4)
@@ -360,6 +377,7 @@ def _check(config: Config) -> None:
             f"--expt_name {run.expt_name!r} cannot be part of a folder's name: give letters, digits, - and _."
         )
     config.dataset.check(config.stream, run.data_path)
+    config.network.check(config.dataset.images)
     if run.evaluate_on == "validation" and not config.stream.validation:
         raise UserError(
             "--evaluate_on validation needs validation data: give --validation 0.1 (a fraction of the training data)."

@@ -29,7 +29,7 @@ class Divergence:
     """Watches the losses, outputs and parameters of every replica; a replica that diverged once stays so.
 
     Losses are noted at every step and examined when something is looked at, because an examination waits for the
-    device: what is found does not depend on when it is looked for.
+    device. What is found does not depend on when losses are examined.
     """
 
     def __init__(self, replicas: int):
@@ -68,7 +68,7 @@ class Divergence:
     def look(self, step: int, phase: int, parameters: dict[str, Tensor]) -> None:
         """Examines losses and parameters (name -> [replicas, ...]); keeps a copy of the parameters that are finite."""
         self.examine()
-        finite = {name: values.flatten(1).sum(dim=1).isfinite().cpu() for name, values in parameters.items()}
+        finite = {name: values.isfinite().flatten(1).all(dim=1).cpu() for name, values in parameters.items()}
         for replica in self.sound():
             bad = [name for name, well in finite.items() if not well[replica]]
             if bad:

@@ -20,12 +20,16 @@ class EventFile:
 
     Args:
         folder: where. size: bytes to keep of a file that is there already; what follows them is dropped.
+
+    incomplete: whether there were fewer.
     """
 
     def __init__(self, folder: Path, size: int = 0):
         self.path = folder / NAME
         self._file = self.path.open("ab")
-        self._file.truncate(min(size, self.path.stat().st_size))
+        there = self.path.stat().st_size
+        self.incomplete = there < size
+        self._file.truncate(min(size, there))
         self._records = RecordWriter(self._file)
         if not self.path.stat().st_size:
             self._add(file_version="brain.Event:2")

@@ -12,15 +12,19 @@ import torch
 import tqdm
 
 from dataloaders.registry import build_stream
-from model.networks import build_network
+from model.networks import Heads, build_network
 from utils import parameters, run_folder
 from utils.checkpoint import Checkpoints
 from utils.config import Config
+from utils.console import Tolerant, say
 from utils.errors import UserError
 from utils.interruption import Interruption, Stopped
 from utils.loop import Evaluation, Loop
 from utils.record import Outcome, Record, Result
 from utils.run_folder import RunFolder
+
+#: How PyTorch says that there is not enough memory.
+TOO_LARGE = re.compile("out of memory|can't allocate|ALLOC_FAILED|calculation overflowed|multiplication overflow")
 
 
 def run(config: Config) -> Result:
@@ -33,10 +37,11 @@ def run(config: Config) -> Result:
             return _Run(config, interruption, owned).run()
     except Stopped:
         raise UserError(
-            "interrupted before there was anything to record: start it again.", exit_code=interruption.exit_code
+            "interrupted before there was anything to record: give the same command again.",
+            exit_code=interruption.exit_code,
         ) from None
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate|overflow", str(error)):
+        if isinstance(error, RuntimeError) and not TOO_LARGE.search(str(error)):
             raise
         raise UserError(
             f"this run needs more memory than --device {config.run.device} has: lower --memories or --n_memories,"
@@ -91,7 +96,7 @@ class _Run:
             self.folder, self.checkpoints = folder, Checkpoints(folder.checkpoints)
             self._go_on(checkpoint)
         for note in self.notes:
-            print(f"note: {note}", file=sys.stderr)
+            say(f"note: {note}", sys.stderr)
         return self._finish()
 
     def _own(self, folder: RunFolder) -> RunFolder:
@@ -110,6 +115,8 @@ class _Run:
     def _checkpoint(self, folder: RunFolder) -> dict | None:
         """Where the earlier run stopped; None: before its first checkpoint."""
         content, self.notes = Checkpoints(folder.checkpoints).load()
+        if content is None and run_folder.summary_of(folder.path):
+            raise UserError(f"--resume {folder.path} has a record, but no checkpoint any more: start the run anew.")
         self.notes += parameters.changes(folder.parameters)
         return content
 
@@ -118,7 +125,7 @@ class _Run:
         config, folder, n_phases = self.config, self.folder, len(self.loop.phases)
         try:
             if checkpoint:
-                if checkpoint["options"] != folder.parameters["options"]:
+                if run_folder.lasting(checkpoint["options"]) != run_folder.lasting(folder.parameters["options"]):
                     raise ValueError(f"its options are not those of {parameters.NAME}")
                 self.loop.learner.load_state_dict(checkpoint["learner"])
                 self.loop.load_state_dict(checkpoint["loop"])
@@ -126,6 +133,7 @@ class _Run:
                 self.peak_memory = checkpoint["peak_memory_bytes"]
             state = checkpoint and checkpoint["record"]
             self.record = Record(config, folder, self.learned_at, n_phases, state)
+            self.notes += self.record.notes
         except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             raise UserError(
                 f"--resume {folder.path}: its checkpoint does not fit this run"
@@ -140,7 +148,8 @@ class _Run:
 
     def _learner(self, stream):
         config = self.config
-        network = build_network(config.network, stream.input_shape, stream.n_classes)
+        heads = Heads(stream.n_classes, stream.classes_per_task, stream.scenario) if stream.classes_per_task else None
+        network = build_network(config.network, stream.input_shape, stream.n_classes, heads)
         network = config.algorithm.network(network, stream.n_tasks)
         learner = config.algorithm.learner(network, config.learner, config.seeds, device=self.device)
         if config.run.log_alignment:
@@ -166,29 +175,31 @@ class _Run:
             self._drive()
         except Stopped as stopped:
             whole = stopped.whole
+        interruption.finish()
         ended = self.loop.ended
-        with interruption.finishing():
-            if whole and not ended:
-                self._save_checkpoint()
-            if not self.record.evaluations:
-                raise UserError(
-                    f"interrupted before there was anything to record: go on with --resume {self.folder.path}.",
-                    exit_code=interruption.exit_code,
-                )
-            result = self.record.close(self._outcome(0 if ended else interruption.exit_code))
+        if whole and not ended:
+            self._save_checkpoint()
+        if not self.record.evaluations:
             if ended:
-                self.folder.remove_checkpoints()
-            return result
+                raise UserError("every replica diverged before the first evaluation: lower the rates.", exit_code=3)
+            raise UserError(
+                f"interrupted before there was anything to record: go on with --resume {self.folder.path}.",
+                exit_code=interruption.exit_code,
+            )
+        result = self.record.close(self._outcome(0 if ended else interruption.exit_code))
+        if ended:
+            self.folder.remove_checkpoints()
+        return result
 
     def _drive(self) -> None:
         """Runs the loop until it ends or is to stop, with checkpoints, and a progress bar: task, loss, accuracy."""
         loop, accuracy = self.loop, ""
         tqdm.tqdm.monitor_interval = 0  # no thread of its own
-        interval = 0.3 if sys.stderr.isatty() else 20
+        screen = Tolerant(sys.stderr)
+        interval = 0.3 if screen.isatty() else 20
         saved = time.monotonic()
-        with tqdm.tqdm(
-            total=loop.total_steps, initial=loop.step, mininterval=interval, unit="batch", dynamic_ncols=True
-        ) as bar:
+        form = {"mininterval": interval, "unit": "batch", "dynamic_ncols": True, "file": screen}
+        with tqdm.tqdm(total=loop.total_steps, initial=loop.steps_done, **form) as bar:
             for event in loop:
                 self.record.add(event)
                 if isinstance(event, Evaluation):
@@ -202,7 +213,7 @@ class _Run:
                     break
                 ends_phase = isinstance(event, Evaluation) and event.ends_phase
                 if ends_phase or time.monotonic() - saved >= 60 * self.config.run.checkpoint_minutes:
-                    with self.interruption.finishing():
+                    with self.interruption.finishing(), loop.pause():
                         self._save_checkpoint()
                     saved = time.monotonic()
 
@@ -214,7 +225,7 @@ class _Run:
 
     def _save_checkpoint(self) -> None:
         content = {
-            "learner": self.loop.learner.state_dict(),
+            "learner": self.loop.learner.state_dict(copied=False),
             "loop": self.loop.state_dict(),
             "record": self.record.state_dict(),
             "options": self.folder.parameters["options"],

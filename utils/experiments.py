@@ -16,7 +16,7 @@ from utils import papers
 from utils.command_line import one_sentence
 from utils.config import Config, configure
 from utils.errors import UserError, nearest
-from utils.run_folder import SUMMARY, runs
+from utils.run_folder import runs, summary_of
 
 #: Exit codes of a run that was told to stop, as the shell and as Python has them; nothing more is started then.
 STOPPED = {130: 130, -2: 130, 143: 143, -15: 143}
@@ -34,10 +34,7 @@ def arguments(row: papers.Row, extra: list[str]) -> list[str]:
 def recorded(config: Config) -> Path | None:
     """The record of a completed run that computed what this configuration would, if there is one."""
     for folder in runs(config):
-        try:
-            content = json.loads((folder / SUMMARY).read_text())
-        except (OSError, ValueError):
-            continue
+        content = summary_of(folder)
         if content.get("status") == "completed" and content.get("identity") == json.loads(
             json.dumps(config.identity())
         ):

@@ -25,9 +25,9 @@ class Stopped(BaseException):
 
 
 class Interruption:
-    """What Ctrl-C (SIGINT), SIGTERM and a time limit do while the block runs.
+    """What Ctrl-C (SIGINT), SIGTERM, a lost terminal (SIGHUP) and a time limit do while the block runs.
 
-    The first of them sets `exit_code` (130 for SIGINT, else 143), which the run looks at after every step. While
+    The first sets `exit_code` (130, 143, 129; 143 for the time limit), which is looked at after every step. While
     `at_once()` says that nothing is half done, Stopped is raised there and then; after PATIENCE seconds it is raised
     wherever the run is. Within `finishing()`, nothing is raised. A second signal, ECHO seconds later, ends the process.
 
@@ -47,20 +47,23 @@ class Interruption:
     def __enter__(self):
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-                self._previous[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job in the background of a script
+                    self._previous[number] = signal.signal(number, self._handle)
             signal.setitimer(signal.ITIMER_REAL, self.minutes * 60)
         return self
 
     def __exit__(self, *error):
         if self._previous:
             signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.exit_code:  # an echo must not meet the former handlers
+            time.sleep(max(0.0, self._asked_at + ECHO - time.monotonic()))
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number, frame) -> None:
         if not self.exit_code:
-            self.exit_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            self.exit_code = 128 + (signal.SIGTERM if number == signal.SIGALRM else number)
             self._asked_at = time.monotonic()
             signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)  # again and again: a finaliser may swallow what is raised
             if not self._finishing and self.at_once():
@@ -72,6 +75,12 @@ class Interruption:
             os.kill(os.getpid(), number)
         elif not self._finishing:
             raise Stopped(whole=self.at_once())
+
+    def finish(self) -> None:
+        """From now on nothing is given up any more."""
+        self._finishing = True
+        if self._previous:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextlib.contextmanager
     def finishing(self):

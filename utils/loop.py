@@ -60,7 +60,7 @@ class Loop:
 
     Iterating yields a Step after every batch and an Evaluation before the first, at the end of each phase, and after
     every `log_every` batches of a phase. Attributes hold what happened: step, train_seconds, evaluation_seconds, and
-    divergence. The loop ends early once every replica has diverged.
+    divergence. The loop ends early once every replica is seen to have diverged, when it looks for that.
 
     A run is a plan of actions, the same whenever it is made, so that its position is one number: how many are done.
     Between two events, `state_dict` (with the learner's) is all that another loop needs to go on from there, with the
@@ -85,19 +85,22 @@ class Loop:
         self.divergence = Divergence(len(learner.seeds))
         self.done = self.step = 0
         self.train_seconds = self.evaluation_seconds = 0.0
-        #: Whether everything is done.
-        self.ended = False
+        #: Whether everything is done; whether it is because every replica was seen to have diverged.
+        self.ended = self.over = False
         #: Whether an evaluation is going on: giving it up then loses nothing.
         self.evaluating = False
         self._lap_began: float | None = None
         self._data: TrainingSet | None = None
-        self._order: tuple[Tensor, ...] = ()
-        self._ready: tuple[int, int] | None = None
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, pre-training included."""
         return self.learner.pretraining_steps + sum(self.n_epochs * self._n_batches(tasks) for tasks in self.phases)
+
+    @property
+    def steps_done(self) -> int:
+        """Of `total_steps`."""
+        return self.step + min(self.done, self.learner.pretraining_steps)
 
     def _n_batches(self, tasks: list[int]) -> int:
         return -(-sum(self.stream.training_size(t) for t in tasks) // self.batch_size)
@@ -105,7 +108,7 @@ class Loop:
     def __iter__(self) -> Iterator[Step | Evaluation]:
         self._lap_began = time.perf_counter()
         for act, where in itertools.islice(self._plan(), self.done, None):
-            if self.divergence.all:
+            if self.over:
                 break
             event = act(*where)
             self.done += 1
@@ -121,7 +124,7 @@ class Loop:
         yield self._evaluate, (-1, True)
         for phase, tasks in enumerate(self.phases):
             n_batches = self._n_batches(tasks)
-            yield self.learner.begin_task, (phase,)
+            yield self._begin_task, (phase,)
             for epoch in range(self.n_epochs):
                 yield self.learner.begin_epoch, (epoch,)
                 for batch in range(n_batches):
@@ -140,34 +143,33 @@ class Loop:
         return Step(-1, step + 1, loss)
 
     def _observe(self, phase: int, epoch: int, batch: int, look: bool) -> Step:
-        self._prepare(phase, epoch)
-        loss = self.learner.observe(*self._data.take(self._order[batch]))
+        if self._data is None:
+            self._data = TrainingSet(self.stream, phase, self.phases[phase], self.learner.seeds, self.batch_size)
+        loss = self.learner.observe(*self._data.batch(epoch, batch))
         self.step += 1
         self.divergence.note(self.step, phase, loss)
         if look:
             self._look(phase)
         return Step(phase, self.step, loss)
 
-    def _prepare(self, phase: int, epoch: int) -> None:
-        """Has the data of the phase and their order in the epoch at hand."""
-        if self._ready == (phase, epoch):
-            return
-        if self._ready is None or self._ready[0] != phase:
-            self._data = TrainingSet(self.stream, phase, self.phases[phase], self.learner.seeds)
-        self._order, self._ready = self._data.order(epoch, self.batch_size), (phase, epoch)
+    def _begin_task(self, phase: int) -> None:
+        self.learner.see_task(max(self.phases[phase]))
+        self.learner.begin_task(phase)
 
     def _end_task(self, phase: int) -> None:
         self.learner.end_task(phase)
-        self._data, self._order, self._ready = None, (), None
+        self._data = None
         self._look(phase)
 
     def _look(self, phase: int) -> None:
         self.divergence.look(self.step, phase, self.learner.named_parameters())
+        self.over = self.divergence.all
 
     def _evaluate(self, phase: int, ends_phase: bool) -> Evaluation:
-        self._look(phase)
         self._end_lap()
+        began = time.perf_counter()
         with self._evaluation():
+            self.divergence.look(self.step, phase, self.learner.named_parameters())
             splits = (*self.splits, *self.final_splits) if ends_phase else self.splits
             accuracy = {}
             for split in splits:
@@ -178,8 +180,9 @@ class Loop:
             statistics = {name: value.cpu() for name, value in self.learner.statistics().items()}
         if self.learner.alignment:
             self.learner.alignment.reset()
-        now = time.perf_counter()
-        seconds, self._lap_began = now - self._lap_began, now
+        self.over = self.divergence.all
+        self._lap_began = time.perf_counter()
+        seconds = self._lap_began - began
         self.evaluation_seconds += seconds
         return Evaluation(phase, self.step, ends_phase, accuracy, statistics, seconds)
 
@@ -199,13 +202,20 @@ class Loop:
         return {t for tasks in self.phases[first : phase + 2] for t in tasks}
 
     def _end_lap(self) -> None:
-        """Counts the time since the last lap, all work on the device done, as training."""
+        """Counts the time since the lap began, all work on the device done, as training; no lap is on afterwards."""
         if self._lap_began is None:
             return
         if self.learner.weights.is_cuda:
             torch.cuda.synchronize(self.learner.weights.device)
-        now = time.perf_counter()
-        self.train_seconds, self._lap_began = self.train_seconds + now - self._lap_began, now
+        self.train_seconds += time.perf_counter() - self._lap_began
+        self._lap_began = None
+
+    @contextlib.contextmanager
+    def pause(self):
+        """What is done within the block does not count as training."""
+        self._end_lap()
+        yield
+        self._lap_began = time.perf_counter()
 
     def state_dict(self) -> dict:
         """The position, and what the learner does not know."""
@@ -213,6 +223,7 @@ class Loop:
         return {
             "done": self.done,
             "step": self.step,
+            "over": self.over,
             "divergence": self.divergence.state_dict(),
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
@@ -221,5 +232,5 @@ class Loop:
     def load_state_dict(self, state: dict) -> None:
         """Goes on from there when iterated."""
         self.divergence.load_state_dict(state["divergence"])
-        for name in ("done", "step", "train_seconds", "evaluation_seconds"):
+        for name in ("done", "step", "over", "train_seconds", "evaluation_seconds"):
             setattr(self, name, state[name])

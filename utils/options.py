@@ -10,6 +10,9 @@ import typing
 
 from utils.errors import UserError
 
+#: Options become 32-bit numbers on the way.
+FLOAT32_MAX = 3.4028e38
+
 YES = {"yes", "true", "1", "on"}
 NO = {"no", "false", "0", "off"}
 
@@ -57,7 +60,7 @@ class Option:
         """What a value must be, in words."""
         if self.choices:
             return " or ".join(self.choices)
-        words = {bool: "yes or no", int: "a whole number", float: "a finite number", str: "a text"}
+        words = {bool: "yes or no", int: "a whole number", float: "a finite 32-bit number", str: "a text"}
         words = words.get(self.kind, "one or more names")
         if self.low is not None and self.high is not None:
             return f"{words} of at least {self.low} and at most {self.high}"
@@ -98,6 +101,8 @@ class Option:
     def _in_range(self, value) -> bool:
         if self.choices:
             return value in self.choices
+        if self.kind is float and abs(value) > FLOAT32_MAX:
+            return False
         return not (
             (self.low is not None and value < self.low)
             or (self.high is not None and value > self.high)

@@ -54,6 +54,13 @@ def read(path: Path) -> list[Row]:
     ]
 
 
-def default_row(model: str, dataset: str) -> Row | None:
-    """The row whose settings are the defaults of this pair, if there is one."""
-    return next((row for row in rows() if (row.model, row.dataset, row.variant) == (model, dataset, "")), None)
+def default_row(model: str, dataset: str, n_epochs: int | None = None) -> Row | None:
+    """The row whose settings are the defaults of this pair, if there is one.
+
+    n_epochs: as asked for, if it was; the row "multipass" applies where that is the number of its epochs.
+    """
+    found = {row.variant: row for row in rows() if (row.model, row.dataset) == (model, dataset)}
+    multipass = found.get("multipass")
+    if multipass and n_epochs == multipass.settings.get("n_epochs"):
+        return multipass
+    return found.get("")

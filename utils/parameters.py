@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 NAME = "training_parameters.json"
-NEEDED = {"model", "dataset", "data", "data_sha256", "seeds", "as_published", "options", "versions"}
+NEEDED = {"model": str, "dataset": str, "data": str, "data_sha256": str, "seeds": list, "as_published": bool}
+NEEDED |= {"options": dict, "versions": dict}
 
 
 def describe(config: "Config", data_sha256: str | None = None) -> dict:
@@ -50,15 +51,15 @@ def read(folder: Path) -> tuple[Path, dict]:
     """
     try:
         if os.path.exists(folder / NAME):
-            folder = folder.parent
+            folder = folder.resolve().parent
         found = sorted(folder.glob(f"*/{NAME}"))
         if not found:
             raise ValueError(f"no folder in it has {NAME}")
         content = json.loads(found[0].read_text())
-        if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
+        if not isinstance(content, dict):
             raise ValueError(f"{found[0]} holds no options")
-        if missing := NEEDED - set(content):
-            raise ValueError(f"{found[0]} lacks {', '.join(sorted(missing))}")
+        if wrong := [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]:
+            raise ValueError(f"{found[0]} has no sound {wrong[0]}; versions of before 2026-11-21 cannot be resumed")
     except (OSError, ValueError) as error:
         raise UserError(f"--resume {folder} is no record of a run ({error}): give the folder of one.") from None
     return folder, {name: value for name, value in content.items() if name != "seed"}

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 from utils import atomic, legacy, plots, tensors
-from utils.config import MAY_CHANGE, Config
+from utils.config import Config
 from utils.divergence import Fault
 from utils.errors import UserError
 from utils.events import EventFile
 from utils.loop import Evaluation, Step
 from utils.metrics import metrics
-from utils.run_folder import SUMMARY, RunFolder
+from utils.run_folder import SUMMARY, RunFolder, lasting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,8 @@ class Record:
         with self._writing():
             for seed, size in zip(config.seeds, sizes, strict=True):
                 self._boards.append(EventFile(self._seed_folder(seed), size))
+        #: Sentences that the user should read.
+        self.notes = [f"{board.path} lacks events of before the stop." for board in self._boards if board.incomplete]
 
     def _seed_folder(self, seed: int) -> Path:
         return self.run_folder.seed_folder(seed)
@@ -175,7 +177,7 @@ class Record:
         names = list(dict.fromkeys(name for values in per_seed for name in values))
         by_metric = {name: np.array([values.get(name, np.nan) for values in per_seed]) for name in names}
         statuses = [outcome.status(replica) for replica in range(len(self.config.seeds))]
-        status = next((s for s in ("interrupted", "diverged") if s in statuses), "completed")
+        status = "interrupted" if outcome.interrupted else "diverged" if outcome.faults else "completed"
         matrices = np.stack([self.matrix(replica, self.split) for replica in range(len(self.config.seeds))])
         if completed := [replica for replica, found in enumerate(statuses) if found == "completed"]:
             curves, statistics = self._curves(self.split), self._statistics(lambda values: values[completed].mean())
@@ -222,7 +224,8 @@ class Record:
                 found |= {name + suffix: value for name, value in metrics(matrix, curve[0], self.learned_at).items()}
             if split == self.split:
                 self._write_legacy(folder, replica, matrix, curve, outcome)
-                self._draw(folder, matrix, curve, statistics)
+                if not outcome.interrupted:  # drawn when it ends; a run that is told to stop must be quick
+                    self._draw(folder, matrix, curve, statistics)
         if statistics:
             atomic.write_text(folder / "alignment.csv", self._statistics_csv(statistics))
         kept = {**found, "status": status}
@@ -239,7 +242,7 @@ class Record:
         weights = {name: values[replica].cpu().clone() for name, values in outcome.parameters.items()}
         parameters = self.run_folder.parameters
         options = {name: parameters[name] for name in ("model", "dataset")}
-        options |= {name: value for name, value in parameters["options"].items() if name not in MAY_CHANGE}
+        options |= lasting(parameters["options"])
         options["seed"] = self.config.seeds[replica]
         with np.errstate(all="ignore"):
             atomic.write_text(folder / "results.txt", legacy.results_txt(matrix, curve[0], self.learned_at))

@@ -41,7 +41,7 @@ def report(config: Config, result: Result) -> str:
 def _fault(seed: int, fault: Fault) -> str:
     what = fault.what if fault.what in ("loss", "outputs") else f"parameter {fault.what}"
     before = "" if fault.last_loss is None else f" (loss {fault.last_loss:.4g} at step {fault.last_loss_step})"
-    where = f"step {fault.step}, task {fault.phase + 1}" if fault.phase >= 0 else "the start"
+    where = f"step {fault.step}" if fault.phase >= 0 else "the start"
     return f"  seed {seed} diverged at {where}: its {what} was no longer finite{before}. Lower the rates."
 
 

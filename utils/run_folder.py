@@ -59,7 +59,7 @@ class RunFolder:
     def reopen(cls, path: Path, config: Config) -> "RunFolder":
         """The folder of an earlier run with this configuration, to go on with.
 
-        UserError if it is finished (with exit code 0: that is no mistake), in use, or cannot be written.
+        UserError if it is finished (with the exit code that it ended with), in use, or cannot be written.
         """
         _refuse_finished(path)
         try:
@@ -67,8 +67,9 @@ class RunFolder:
             lock = _lock(path)
         except OSError as error:
             raise UserError(f"--resume {path} cannot be written ({error}): make it writable.") from None
-        folder = cls(path, parameters.read(path)[1], lock, reopened=True)
+        folder = cls(path, {}, lock, reopened=True)
         try:
+            folder.parameters = parameters.read(path)[1]
             _refuse_finished(path)  # it may have ended just now
             atomic.remove_partial(path)
             folder._write_parameters(config.seeds)
@@ -108,16 +109,24 @@ class RunFolder:
 
 def finished_as(path: Path) -> str | None:
     """The status of a run that has nothing left to do; None if it has."""
-    with contextlib.suppress(OSError, ValueError):
-        status = json.loads((path / SUMMARY).read_text()).get("status")
-        return status if status in FINISHED else None
-    return None
+    status = summary_of(path).get("status")
+    return status if status in FINISHED else None
+
+
+def summary_of(path: Path) -> dict:
+    """What the summary.json of a run says; nothing if it has none that can be read."""
+    try:
+        content = json.loads((path / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _refuse_finished(path: Path) -> None:
     if (status := finished_as(path)) is not None:
         _remove_checkpoints(path)
-        raise UserError(f"the run in {path} is finished ({status}): nothing is left to do.", exit_code=0)
+        code = 3 if status == "diverged" else 0
+        raise UserError(f"the run in {path} is finished ({status}): nothing is left to do.", exit_code=code)
 
 
 def _remove_checkpoints(path: Path) -> None:
@@ -150,10 +159,16 @@ def _described(config: Config, data_sha256: str | None = None) -> dict:
     return json.loads(json.dumps(parameters.describe(config, data_sha256)))
 
 
+def lasting(options: dict) -> dict:
+    """The options that stay when a run goes on."""
+    return {name: value for name, value in options.items() if name not in MAY_CHANGE}
+
+
 def _same(saved: dict, wanted: dict) -> bool:
     names = ("model", "dataset", "data", "seeds", "as_published")
-    options = [{k: v for k, v in p["options"].items() if k not in MAY_CHANGE} for p in (saved, wanted)]
-    return all(saved[name] == wanted[name] for name in names) and options[0] == options[1]
+    return all(saved[name] == wanted[name] for name in names) and lasting(saved["options"]) == lasting(
+        wanted["options"]
+    )
 
 
 def _new_folder(config: Config) -> Path:

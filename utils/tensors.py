@@ -1,5 +1,6 @@
 """Files of tensors, written whole, and read without running any code that they may hold."""
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -10,37 +11,68 @@ import torch
 from utils import atomic
 
 
-def dumped(content) -> memoryview:
-    """The bytes of a file that holds `content`: tensors and plain values in dicts, lists and tuples.
+class _Sink:
+    """A file that digests what goes through it, and tells of a full disk afterwards.
+
+    torch.save can end the process when writing fails under it.
+    """
+
+    def __init__(self, file):
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
+
+    def write(self, data) -> int:
+        self.digest.update(data)
+        try:
+            if self.error is None:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def write(path, content) -> str:
+    """Writes a file that `load` reads: tensors and plain values in dicts, lists and tuples. Returns its SHA-256.
 
     The same content gives the same bytes.
     """
-    buffer = io.BytesIO()  # torch.save straight to a full disk can end the process instead of raising
-    torch.save(content, buffer)
-    return buffer.getbuffer()
+    with Path(path).open("wb") as file:
+        sink = _Sink(file)
+        torch.save(content, sink)
+        if sink.error:
+            raise sink.error
+    return sink.digest.hexdigest()
 
 
 def save(path, content) -> None:
-    """Writes a file that `load` reads."""
-    atomic.write_bytes(path, dumped(content))
+    """The same, whole or not at all."""
+    with atomic.whole_file(path) as temporary:
+        write(temporary, content)
 
 
-def load(path: Path, **how):
-    """What the file holds; nothing in it is executed. how: see torch.load.
+def load(source: Path | bytes, **how):
+    """What a file (or its bytes) holds; nothing in it is executed. how: see torch.load.
 
     ValueError, with the reason in a few words, for a file that is damaged, that holds more than tensors and plain
     values, or that would unpack to more than its own size.
     """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("it is compressed, which such a file never is")
-        return torch.load(path, weights_only=True, **how)
+        if isinstance(file, io.BytesIO):
+            file.seek(0)
+        return torch.load(file, weights_only=True, **how)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error):
             raise ValueError("it asks for more than tensors and plain values: reading it could run code") from None
         raise ValueError("it is damaged") from None
-    except (RuntimeError, EOFError, KeyError, IndexError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can make PyTorch raise nearly anything
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ValueError(f"it is damaged: {reason}") from None
