@@ -43,6 +43,9 @@ class ClassOptions(StreamOptions):
     def wanted(self) -> int:
         return round(self.samples_per_task * (1 - self.validation))
 
+    def most(self, n: int) -> int:
+        return round(n / (1 - self.validation))
+
     def check_classes(self, name: str, classes: int, orders: dict) -> None:
         """UserError if the classes cannot be grouped as asked."""
         if classes % self.increment:

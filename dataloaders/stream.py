@@ -55,12 +55,16 @@ class StreamOptions:
         """Examples that a replica is to train on in a task; 0 or less: all of them."""
         return self.samples_per_task
 
+    def most(self, n: int) -> int:
+        """The largest --samples_per_task where n examples are left to train on."""
+        return n
+
     def check_samples(self, name: str, n: int) -> None:
         """UserError if fewer than --samples_per_task examples are left to train on, n of them."""
         if self.wanted > n:
             raise UserError(
                 f"--samples_per_task {self.samples_per_task} is more than a task of {name} has to train on: give at"
-                f" most {n}."
+                f" most {self.most(n)}."
             )
 
 

@@ -110,7 +110,8 @@ class Pool:
 class ICaRL(Learner):
     """theta <- theta - lr * clip(grad [l(theta; B) + memory_strength * KL(q || p(theta))])
 
-    where the second term is the mean over one random exemplar of every class, and q what the network said of it when
+    where the second term is the mean over one random exemplar of every class (where tasks have classes of their own:
+    the sum over earlier tasks of the mean over their classes, as the 2020 code), and q what the network said of it when
     the last task ended. Predictions are the nearest class mean of exemplars: -|phi(x) - mu_c|^2.
 
     At the end of each task n_memories / (classes seen) exemplars of every class are chosen by herding; classes that
@@ -154,11 +155,16 @@ class ICaRL(Learner):
             return batch, None, None
         drawn, known = self._draw_exemplars()
         replica = torch.arange(len(drawn), device=drawn.device)[:, None]
-        replayed = Batch(kept.x[replica, drawn], kept.y[replica, drawn].clamp(min=0), torch.zeros_like(drawn))
-        shares = self.options.memory_strength * known / known.sum(dim=1, keepdim=True)
+        y = kept.y[replica, drawn].clamp(min=0)
+        replayed = Batch(kept.x[replica, drawn], y, self._tasks_of(y))
+        group = known.sum(dim=1, keepdim=True) if self.heads is None else self.heads.per_task
+        shares = self.options.memory_strength * known / group
         weighting = torch.cat([torch.full_like(batch.y, 1, dtype=shares.dtype) / batch.size, shares], dim=1)
         right = F.one_hot(batch.y, self.network.classes).to(shares.dtype)
         return batch + replayed, weighting, torch.cat([right, kept.outputs[replica, drawn]], dim=1)
+
+    def _tasks_of(self, y: Tensor) -> Tensor:
+        return torch.zeros_like(y) if self.heads is None else self.heads.task_of(y)
 
     def _draw_exemplars(self) -> tuple[Tensor, Tensor]:
         """An exemplar of every class in every replica, [replicas, classes], and whether there is one (1 or 0)."""
@@ -197,10 +203,10 @@ class ICaRL(Learner):
     def _normalised(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=2) if self.options.features == "penultimate" else features
 
-    def predict(self, x: Tensor, t: int | None = None) -> Tensor:
+    def scores(self, x: Tensor) -> Tensor:
         """Negative squared distances to the class means; the network's logits while there are no exemplars."""
         if self.exemplars.y is None:
-            return super().predict(x, t)
+            return super().scores(x)
         means, counts = self._class_means()
         features = self._features(x)
         cross = torch.bmm(features, means.mT)
@@ -252,7 +258,8 @@ class ICaRL(Learner):
         kept.x = x[replica, cells.clamp(min=0)]
         kept.y = torch.where(cells >= 0, y[replica, cells.clamp(min=0)], -1)
         with torch.no_grad():
-            kept.outputs = self.network(self.weights, kept.x).softmax(dim=2)
+            logits = torch.cat([self.network(self.weights, part) for part in kept.x.split(CHUNK, dim=1)], dim=1)
+            kept.outputs = self.network.to_learn(logits, self._tasks_of(kept.y.clamp(min=0))).softmax(dim=2)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -62,9 +62,13 @@ class Learner(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} names pretraining_steps, so it must implement pretrain")
 
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
-        """Logits [replicas, batch, classes]. t: the task if it is known; None: all classes compete. Changes nothing."""
+        """Logits [replicas, batch, classes]. t: the task if it is known; None: all classes seen so far compete."""
+        return self.network.to_predict(self.scores(x), t)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """How well each class fits, [replicas, batch, classes], whatever the task. Changes nothing."""
         with torch.no_grad():
-            return self.network.predict(self.weights, x, t)
+            return self.network(self.weights, x)
 
     def see_task(self, t: int) -> None:
         """Called before `begin_task`: the classes of task t, and of all before it, are known from now on."""

@@ -70,8 +70,9 @@ class Heads:
     `seen`, the number of tasks begun, is the only thing that changes.
     """
 
-    #: The logit of an output that does not compete: its probability is exactly 0, and it is a finite number.
-    OUT = -1e9
+    #: The logit of an output that does not compete: its probability is exactly 0, and it is a finite number. Below
+    #: icarl.NEVER: of a task without exemplars, its own classes are still better than others.
+    OUT = -1e11
 
     def __init__(self, classes: int, per_task: int, scenario: str):
         self.per_task, self.scenario, self.seen = per_task, scenario, 0
@@ -133,17 +134,17 @@ class Network:
         """The same network with 1/by of its hidden units or channels, at least 1."""
         raise NotImplementedError
 
-    def predict(self, weights: Tensor, x: Tensor, t: int | None) -> Tensor:
-        """Logits of examples of task t, or of any task; those of outputs that do not compete are Heads.OUT."""
-        logits = self(weights, x)
+    def to_predict(self, logits: Tensor, t: int | None) -> Tensor:
+        """Logits of examples of task t, or of any task; those of outputs that do not compete become Heads.OUT."""
         return logits if self.heads is None else self.heads.to_predict(logits, t)
+
+    def to_learn(self, logits: Tensor, t: Tensor) -> Tensor:
+        """The same for examples that are learnt, of tasks t [replicas, batch]."""
+        return logits if self.heads is None else self.heads.to_learn(logits, t)
 
     def loss(self, weights: Tensor, batch: Batch, weighting=None, targets=None) -> Tensor:
         """Cross-entropy of each replica [replicas]; see `cross_entropy`."""
-        logits = self(weights, batch.x)
-        if self.heads is not None:
-            logits = self.heads.to_learn(logits, batch.t)
-        return cross_entropy(logits, batch, weighting, targets)
+        return cross_entropy(self.to_learn(self(weights, batch.x), batch.t), batch, weighting, targets)
 
 
 def draw(init: str, rng, shape: tuple[int, ...]):
@@ -352,7 +353,7 @@ class ConvNet(Network):
         h = x.transpose(0, 1).flatten(1, 2)  # replicas side by side as groups of channels
         for weight, bias in zip(tensors[:-6:2], tensors[1:-6:2], strict=True):
             h = F.conv2d(h, weight.flatten(0, 1), bias.flatten(), stride=2, padding=1, groups=replicas).relu()
-        h = h.view(batch, replicas, -1).transpose(0, 1)
+        h = h.reshape(batch, replicas, -1).transpose(0, 1)
         for weight, bias in zip(tensors[-6:-2:2], tensors[-5:-2:2], strict=True):
             h = torch.baddbmm(bias[:, None], h, weight.mT).relu()
         return h

@@ -82,7 +82,8 @@ class TaskInput(Learner):
 
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
         with torch.no_grad():
-            return self.network.one.predict(self._weights_of(the_task(t)), x, t)
+            one = self.network.one
+            return one.to_predict(one(self._weights_of(the_task(t)), x), t)
 
 
 class Independent(TaskInput):

@@ -30,7 +30,7 @@ def learn(learner, t):
 def test_sizes_are_the_published_ones():
     assert taskinput_network(MNIST, 20).layout.parameters == 1_581_110
     assert independent_network(MNIST, 20).layout.parameters == 20 * 4_015
-    assert independent_network(MNIST, 100).mlp.widths == [784, 1, 1, 10]
+    assert independent_network(MNIST, 100).one.widths == [784, 1, 1, 10]
 
 
 @pytest.mark.parametrize("finetune", [True, False])

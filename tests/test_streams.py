@@ -107,9 +107,9 @@ def key(image):
 
 def test_every_test_sample_counts_the_last_one_too():
     stream = digits(n_tasks=2)
-    accuracy, finite = evaluate(Oracle(stream), stream, "test")
+    accuracy, finite, _ = evaluate(Oracle(stream), stream, "test")
     assert torch.equal(accuracy, torch.ones(2, 2)) and finite.all()
-    accuracy, _ = evaluate(Oracle(stream, miss=[(1, 598)]), stream, "test")
+    accuracy, _, _ = evaluate(Oracle(stream, miss=[(1, 598)]), stream, "test")
     torch.testing.assert_close(accuracy, torch.tensor([[1, 598 / 599]] * 2))
 
 

@@ -90,7 +90,8 @@ class _Run:
                 f"--resume {folder.path} began with other data (SHA-256 {began}…) than --data_path"
                 f" {config.run.data_path} has now ({now}…): bring those back."
             )
-        self.loop = Loop(self._learner(stream), stream, phases, **self._loop_options())
+        agnostic = bool(stream.classes_per_task) and not config.algorithm.needs_task
+        self.loop = Loop(self._learner(stream), stream, phases, **self._loop_options(), task_agnostic=agnostic)
         with self.interruption.finishing():
             folder = folder or self._own(RunFolder.create(config, stream.fingerprint))
             self.folder, self.checkpoints = folder, Checkpoints(folder.checkpoints)

@@ -18,6 +18,10 @@ from utils.evaluation import evaluate
 LOOK_EVERY = 50
 
 
+#: Ends the names of accuracies measured without telling the task.
+AGNOSTIC = "_task_agnostic"
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One observed batch. phase: position in the stream; step: batches observed so far; loss: [replicas].
@@ -57,6 +61,7 @@ class Loop:
         splits: what is evaluated at each evaluation; the first is the one that the metrics are of.
         final_splits: what is evaluated at the ends of phases only.
         evaluate_tasks: see RunOptions; for phases of several tasks, "task" there is phase.
+        task_agnostic: also evaluate without telling the task; accuracies named <split>_task_agnostic.
 
     Iterating yields a Step after every batch and an Evaluation before the first, at the end of each phase, and after
     every `log_every` batches of a phase. Attributes hold what happened: step, train_seconds, evaluation_seconds, and
@@ -78,10 +83,12 @@ class Loop:
         splits,
         final_splits=(),
         evaluate_tasks="all",
+        task_agnostic=False,
     ):
         self.learner, self.stream, self.phases = learner, stream, phases
         self.n_epochs, self.batch_size, self.log_every = n_epochs, batch_size, log_every
         self.splits, self.final_splits, self.evaluate_tasks = splits, final_splits, evaluate_tasks
+        self.task_agnostic = task_agnostic
         self.divergence = Divergence(len(learner.seeds))
         self.done = self.step = 0
         self.train_seconds = self.evaluation_seconds = 0.0
@@ -173,7 +180,11 @@ class Loop:
             splits = (*self.splits, *self.final_splits) if ends_phase else self.splits
             accuracy = {}
             for split in splits:
-                accuracy[split], finite = evaluate(self.learner, self.stream, split, self._wanted(phase))
+                accuracy[split], finite, agnostic = evaluate(
+                    self.learner, self.stream, split, self._wanted(phase), self.task_agnostic
+                )
+                if agnostic is not None:
+                    accuracy[split + AGNOSTIC] = agnostic
                 self.divergence.note_outputs(self.step, phase, finite)
             for values in accuracy.values():
                 values[list(self.divergence.faults)] = torch.nan

@@ -217,7 +217,7 @@ class Record:
         statistics = self._statistics(lambda values: values[replica])
         for split in self.evaluations[0].accuracy:
             matrix, curve = self.matrix(replica, split), self._curves(split)[replica]
-            suffix = "" if split == self.split else f"_{split}"
+            suffix = split.removeprefix(self.split) if split.startswith(self.split) else f"_{split}"
             atomic.write_text(folder / f"accuracy_matrix{suffix}.csv", _matrix_csv(matrix))
             atomic.write_text(folder / f"evaluations{suffix}.csv", self._evaluations_csv(split, curve))
             if status == "completed":

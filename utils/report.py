@@ -8,6 +8,7 @@ from utils.record import Result
 
 LINES = (
     ("retained accuracy", "retained_accuracy", ".4f"),
+    ("  the task not told", "retained_accuracy_task_agnostic", ".4f"),
     ("learning accuracy", "learning_accuracy", ".4f"),
     ("backward transfer and interference", "backward_transfer_and_interference", "+.4f"),
 )
@@ -23,6 +24,8 @@ def report(config: Config, result: Result) -> str:
     data = f"{config.run.evaluate_on} data"
     lines = [f"{config.algorithm.name} on {config.dataset.name}{mode}, {seeds}, evaluated on {data}", ""]
     for label, name, form in LINES:
+        if name.endswith("agnostic") and name not in result.metrics:
+            continue
         values = result.metrics.get(name, np.array([]))
         values = values[~np.isnan(values)]
         spread = f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else ""
