@@ -99,6 +99,80 @@ def mer_line(stream, n, rest):
     return MER_COMMON.format(n=n, stream=stream) + " " + rest
 
 
+# The 40 lines of La-MAML's run_experiments.sh for CIFAR-100 and TinyImageNet: common part, then model and settings.
+IMAGES_COMMON = (
+    "--dataset {stream} --data_path data/ --log_dir logs/ --cuda --log_every 3125 --samples_per_task 2500"
+    " --validation 0.1 --class_order random --increment 5 --arch pc_cnn --loader class_incremental_loader --workers 3"
+    " --seed 0 --calc_test_accuracy --expt_name x --n_epochs {epochs}"
+)
+META = "--batch_size 10 --replay_batch_size 10 --memories {m} --cifar_batches 5"
+SECOND = f"{META} --second_order"
+BGD = "--model meta-bgd --batch_size 10 --replay_batch_size 10 --memories {m} --cifar_batches 3 --alpha_init 0.1"
+BGD += " --xav_init --bgd_optimizer bgd --optimizer_params {{}} --train_mc_iters 2"
+#: name -> its line, and what is added to it for CIFAR multi pass, single pass, TinyImageNet multi pass, single pass.
+IMAGES = {
+    "iid": (
+        "--model iid2 --batch_size 32 --classes_per_it 4 --iterations 5000",
+        ["--lr 0.03", None, "--lr 0.01", None],
+    ),
+    "er": (
+        "--model eralg4 --batch_size 10 --replay_batch_size 1 --memories {m}",
+        ["--lr 0.03 --glances 1", "--lr 0.03 --glances 10", "--lr 0.01 --glances 1", "--lr 0.01 --glances 2"],
+    ),
+    "la_er": (
+        f"--model eralg4 --learn_lr {META} --opt_lr 0.1",
+        ["--alpha_init 0.1 --glances 1"] * 2 + ["--alpha_init 0.03 --glances 1", "--alpha_init 0.3 --glances 2"],
+    ),
+    "icarl": (
+        "--model icarl --batch_size 10 --n_memories {m} --memory_strength 1",
+        [f"--lr 0.03 --glances {g} --grad_clip_norm 5" for g in (1, 2)]
+        + [f"--lr 0.01 --glances {g} --grad_clip_norm {clip}" for g, clip in ((1, 2), (2, 5))],
+    ),
+    "gem": (
+        "--model gem --batch_size 10 --n_memories 10 --memory_strength 0.5 --lr 0.03",
+        [f"--glances {g} --grad_clip_norm {clip}" for g, clip in ((1, 5), (2, 5), (1, 2), (2, 5))],
+    ),
+    "agem": (
+        "--model agem --batch_size 10 --n_memories 10",
+        ["--lr 0.03 --glances 1", "--lr 0.03 --glances 2", "--lr 0.01 --glances 1", "--lr 0.01 --glances 2"],
+    ),
+    "mer": (
+        "--model meralg1 --batch_size 1 --replay_batch_size 25 --memories {m} --lr 0.1 --beta 0.1 --gamma 1.0"
+        " --batches_per_example 10 --grad_clip_norm 10",
+        [None, "", None, ""],
+    ),
+    "meta_bgd": (
+        BGD,
+        [f"--std_init {std} --mean_eta {eta} --glances {g}" for std, eta in ((0.02, 50), (0.015, 30)) for g in (1, 3)],
+    ),
+    "sync": (
+        f"--model lamaml_cifar --learn_lr --sync_update {SECOND}",
+        [f"--opt_lr 0.35 --alpha_init 0.1 --opt_wt 0.1 --glances {g}" for g in (1, 5)]
+        + [f"--opt_lr 0.25 --alpha_init 0.075 --opt_wt 0.075 --glances {g}" for g in (1, 2)],
+    ),
+    "cmaml": (
+        f"--model lamaml_cifar --sync_update --opt_lr 0.35 {SECOND}",
+        [f"--alpha_init 0.075 --opt_wt 0.075 --glances {g}" for g in (1, 2)]
+        + [f"--alpha_init 0.03 --opt_wt 0.03 --glances {g}" for g in (1, 2)],
+    ),
+    "lamaml": (
+        f"--model lamaml_cifar --learn_lr --opt_wt 0.1 --alpha_init 0.1 --grad_clip_norm 1.0 {SECOND}",
+        [
+            "--opt_lr 0.25 --glances 1",
+            "--opt_lr 0.25 --glances 10",
+            "--opt_lr 0.4 --glances 1",
+            "--opt_lr 0.4 --glances 2",
+        ],
+    ),
+}
+IMAGE_PLACES = [("cifar100", 10, 200), ("cifar100", 1, 200), ("tinyimagenet", 10, 400), ("tinyimagenet", 1, 400)]
+IMAGE_LINES = [
+    (name, stream, 50 if name == "iid" else epochs, m, f"{IMAGES_COMMON} {line} {added}")
+    for name, (line, places) in IMAGES.items()
+    for (stream, epochs, m), added in zip(IMAGE_PLACES, places, strict=True)
+    if added is not None
+]
+
 PUBLISHED = [lamaml_line(*row) for row in LAMAML] + [mer_line(*row) for row in MER]
 
 
@@ -140,6 +214,25 @@ def test_mer_lines_mean_what_they_meant(row):
     assert any(all(config.values[name] == value for name, value in r.settings.items()) for r in same)
     if config.algorithm.name in ("er", "er_tasks"):
         assert (config.learner.grad_clip_norm, config.learner.glances) == (0, 1)
+
+
+def test_there_are_forty_lines_for_images():
+    assert len(set(IMAGE_LINES)) == 40
+
+
+@pytest.mark.parametrize(("name", "stream", "epochs", "m", "line"), IMAGE_LINES, ids=lambda value: str(value)[:20])
+def test_image_lines_mean_what_they_meant(name, stream, epochs, m, line):
+    """Every line gives the settings that its algorithm has by default, single or multi pass (papers/)."""
+    config = configure(line.format(stream=stream, epochs=epochs, m=m).split())
+    assert (config.algorithm.name, config.dataset.name, config.run.n_epochs) == (name, stream, epochs)
+    bare = configure(f"--model {name} --dataset {stream} --n_epochs {epochs} --validation 0.1".split())
+    unread = {"cmaml": {"opt_lr"}, "lamaml": {"opt_wt"}}.get(name, set()) | {"samples_per_task"}
+    for group in ("network", "stream", "learner"):
+        ours, theirs = (dataclasses.asdict(c.groups()[group]) for c in (bare, config))
+        assert {k: v for k, v in ours.items() if k not in unread} == {
+            k: v for k, v in theirs.items() if k not in unread
+        }
+    assert config.run.batch_size == bare.run.batch_size
 
 
 def test_the_lines_of_mers_unit_tests_and_its_other_flags():
