@@ -167,7 +167,7 @@ class ICaRL(Learner):
         return torch.zeros_like(y) if self.heads is None else self.heads.task_of(y)
 
     def _draw_exemplars(self) -> tuple[Tensor, Tensor]:
-        """An exemplar of every class in every replica, [replicas, classes], and whether there is one (1 or 0)."""
+        """An exemplar of every class that some replica has one of, [replicas, n], and whether this one has (1 or 0)."""
         labels = self.exemplars.y.cpu().numpy()
         drawn = np.zeros((len(labels), self.network.classes), np.int64)
         known = np.zeros_like(drawn)
@@ -177,8 +177,8 @@ class ICaRL(Learner):
             counts = np.diff(starts)
             known[r] = counts > 0
             drawn[r] = order[np.minimum(starts[:-1] + rng.integers(0, np.maximum(counts, 1)), len(row) - 1)]
-        where = self.weights.device
-        return torch.from_numpy(drawn).to(where), torch.from_numpy(known).to(where, self.weights.dtype)
+        some, where = known.any(axis=0), self.weights.device
+        return torch.from_numpy(drawn[:, some]).to(where), torch.from_numpy(known[:, some]).to(self.weights)
 
     def _features(self, x: Tensor) -> Tensor:
         """phi(x), [replicas, n, d]."""

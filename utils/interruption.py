@@ -47,9 +47,11 @@ class Interruption:
     def __enter__(self):
         self._previous = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
-                if signal.getsignal(number) != signal.SIG_IGN:  # nohup, or a job in the background of a script
-                    self._previous[number] = signal.signal(number, self._handle)
+            numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGALRM]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
+                self._previous[number] = signal.signal(number, self._handle)
             signal.setitimer(signal.ITIMER_REAL, self.minutes * 60)
         return self
 
