@@ -14,8 +14,8 @@ from model.learner import Learner
 from utils.divergence import Divergence
 from utils.evaluation import evaluate
 
-#: Batches between looks at losses and parameters for replicas that diverged (a look waits for the device).
-LOOK_EVERY = 50
+#: Batches between looks at the losses for replicas that diverged (a look waits for the device), and at the parameters.
+EXAMINE_EVERY, LOOK_EVERY = 50, 250
 
 
 #: Ends the names of accuracies measured without telling the task.
@@ -138,7 +138,7 @@ class Loop:
                     observed = epoch * n_batches + batch
                     if self.log_every and observed and observed % self.log_every == 0:
                         yield self._evaluate, (phase, False)
-                    yield self._observe, (phase, epoch, batch, (observed + 1) % LOOK_EVERY == 0)
+                    yield self._observe, (phase, epoch, batch, observed + 1)
             yield self._end_task, (phase,)
             yield self._evaluate, (phase, True)
 
@@ -149,14 +149,14 @@ class Loop:
             self._look(-1)
         return Step(-1, step + 1, loss)
 
-    def _observe(self, phase: int, epoch: int, batch: int, look: bool) -> Step:
+    def _observe(self, phase: int, epoch: int, batch: int, number: int) -> Step:
         if self._data is None:
             self._data = TrainingSet(self.stream, phase, self.phases[phase], self.learner.seeds, self.batch_size)
         loss = self.learner.observe(*self._data.batch(epoch, batch))
         self.step += 1
         self.divergence.note(self.step, phase, loss)
-        if look:
-            self._look(phase)
+        if number % EXAMINE_EVERY == 0:
+            self._look(phase, number % LOOK_EVERY == 0)
         return Step(phase, self.step, loss)
 
     def _begin_task(self, phase: int) -> None:
@@ -168,8 +168,11 @@ class Loop:
         self._data = None
         self._look(phase)
 
-    def _look(self, phase: int) -> None:
-        self.divergence.look(self.step, phase, self.learner.named_parameters())
+    def _look(self, phase: int, at_parameters: bool = True) -> None:
+        if at_parameters:
+            self.divergence.look(self.step, phase, self.learner.named_parameters())
+        else:
+            self.divergence.examine()
         self.over = self.divergence.all
 
     def _evaluate(self, phase: int, ends_phase: bool) -> Evaluation:
