@@ -394,7 +394,7 @@ def main() -> int:
     data = scratch / "data"
     data.mkdir()
     found = {kind: try_all(kind, o, published_streams(data), scratch) for kind in o.what}
-    write(o.out, {"command": sys.argv[1:], "cores": os.cpu_count(), "torch": torch.__version__, **found})
+    write(o.out, {"cases": o.cases, "first": o.first, "cores": os.cpu_count(), "torch": torch.__version__, **found})
     if any(kind["lost"] for kind in found.values()):
         print(f"what was lost is kept in {scratch}")
         return 1
