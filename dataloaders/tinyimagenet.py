@@ -68,6 +68,8 @@ def _from_zip(path: Path):
                 train[parts[2]].append(name)
         counts = {wnid: len(names) for wnid, names in train.items()}
         count = max(counts.values())
+        if not count:
+            raise ArchiveError(f"it has no training images {ROOT}/train/<class>/images/*.JPEG")
         if odd := [wnid for wnid, found in counts.items() if found != count]:
             raise ArchiveError(f"class {odd[0]} has {counts[odd[0]]} training images, others {count}")
         test: dict[str, list[str]] = {wnid: [] for wnid in wnids}

@@ -5,6 +5,7 @@ import torch
 
 from main import main
 from model.memory import Reservoir
+from utils.record import Record
 
 torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
 
@@ -29,6 +30,31 @@ def run(tmp_path):
 
     run.log_dir = tmp_path / "logs"
     return run
+
+
+@pytest.fixture
+def killed(run, monkeypatch):
+    """killed(start, n) calls start(), which runs main.py; that dies at the n-th event. Returns the folder it leaves."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(start, n: int) -> Path:
+        before, add, left = set(run.log_dir.glob("*/*")), Record.add, [n]
+
+        def die(record, event):
+            add(record, event)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Record, "add", die)
+            start()
+        (folder,) = set(run.log_dir.glob("*/*")) - before
+        return folder
+
+    return killed
 
 
 @pytest.fixture

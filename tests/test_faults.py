@@ -21,7 +21,6 @@ from benchmarks.records import differences
 from model.er import ER
 from utils import atomic, checkpoint, run_folder, tensors
 from utils.checkpoint import Checkpoints
-from utils.record import Record
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,22 +36,10 @@ class Evil:
 
 
 @pytest.fixture
-def stopped(run, monkeypatch):
+def stopped(run, killed):
     """The folder of a run that was stopped with two checkpoints, and that of the same run in one piece."""
     line = "--model er --seeds 0 1 --lr 0.05 --checkpoint_minutes 0"
-    whole = run(line)
-    add = Record.add
-
-    def interrupt(record, event):
-        add(record, event)
-        if event.step == 9:
-            raise ZeroDivisionError
-
-    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(Record, "add", interrupt)
-        run(line)
-    (folder,) = [path for path in whole.folder.parent.iterdir() if path != whole.folder]
-    return folder, whole.folder
+    return killed(lambda: run(line), 12), run(line).folder
 
 
 def rewritten(path: Path, content) -> None:

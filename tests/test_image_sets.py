@@ -181,6 +181,7 @@ def test_a_cifar_archive_that_is_not_as_it_should_be_is_refused(damage, said, sm
 TINY_FAULTS = [
     (_without("wnids.txt"), "wnids.txt"),
     (_without("val_annotations"), "val_annotations.txt"),
+    (_without("/train/"), "no training images"),
     (_without(f"{WNIDS[5]}_1.JPEG"), f"{WNIDS[5]} has 1 training images, others 2"),
     (_without(f"train/{WNIDS[5]}/"), f"{WNIDS[5]} has 0 training images"),
     (_without("val_9.JPEG"), "val_9.JPEG"),
