@@ -3,6 +3,7 @@
 
 import sys
 
+from utils.allocator import keep_freed_memory
 from utils.command_line import one_sentence
 from utils.config import configure
 from utils.console import say
@@ -28,4 +29,5 @@ def main(argv: list[str] | None = None) -> Result:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main().exit_code)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from utils import atomic
+from utils.allocator import keep_freed_memory
 from utils.command_line import check_device, parse
 from utils.errors import UserError
 from utils.options import option
@@ -34,6 +35,7 @@ def options(cls: type, about: str, argv: list[str] | None = None):
     found = parse(cls, sys.argv[1:] if argv is None else argv, "this benchmark", about)
     if isinstance(found, OnDevice):
         check_device(found.device)
+        keep_freed_memory()
         torch.set_num_threads(found.threads)
     return found
 

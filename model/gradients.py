@@ -56,9 +56,14 @@ def sgd_chain_(network, weights: Tensor, batch: Batch, rates: Tensor, keep: floa
 
     Returns: the loss of each example at the time of its step, [replicas, batch].
     """
-    if hasattr(network, "sgd_chain_") and not limit:
+    if hasattr(network, "sgd_chain_"):
         with torch.no_grad():
-            return network.sgd_chain_(weights, batch, rates, keep)
+            return network.sgd_chain_(weights, batch, rates, keep, limit)
+    return sgd_steps_(network, weights, batch, rates, keep, limit)
+
+
+def sgd_steps_(network, weights: Tensor, batch: Batch, rates: Tensor, keep: float, limit: float) -> Tensor:
+    """sgd_chain_ for any network, gradient by gradient."""
     theta, gradient, losses = weights.clone(), torch.empty_like(weights), []
     for example, rate in zip(batch.split(batch.size), rates.expand_as(batch.y).T, strict=True):
         loss, _ = loss_and_gradient(network, theta, example, out=gradient)
@@ -68,10 +73,18 @@ def sgd_chain_(network, weights: Tensor, batch: Batch, rates: Tensor, keep: floa
     return torch.stack(losses, dim=1)
 
 
-def differentiable_gradient(network, weights: Tensor, batch: Batch) -> Tensor:
-    """The same gradient, itself differentiable with respect to `weights` (for second-order look-ahead)."""
-    loss = network.loss(weights, batch)
-    return torch.autograd.grad(loss.sum(), weights, create_graph=True)[0]
+def hessian_product(network, weights: Tensor, batch: Batch, vector: Tensor) -> Tensor:
+    """The Hessian of each replica's mean cross-entropy times `vector`: [replicas, parameters] both.
+
+    Uses the network's own product where it has one, and autograd otherwise.
+    """
+    if hasattr(network, "hessian_product"):
+        with torch.no_grad():
+            return network.hessian_product(weights, batch, vector)
+    weights = weights.detach().requires_grad_()
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(network.loss(weights, batch).sum(), weights, create_graph=True)
+    return torch.autograd.grad(gradient, weights, vector)[0]
 
 
 def clip_by_norm_(gradient: Tensor, limit: float) -> Tensor:

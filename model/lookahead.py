@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch
-from model.gradients import clip_by_norm_, differentiable_gradient, loss_and_gradient
+from model.gradients import clip_by_norm_, hessian_product, loss_and_gradient
 from model.learner import Learner
 from model.memory import ReplayOptions, Reservoir
 from utils.options import option
@@ -92,19 +92,34 @@ def _first_order(network, weights, rates, chunks, meta, every_step, clamp, relu)
 
 
 def _second_order(network, weights, rates, chunks, meta, every_step, clamp, relu):
-    with torch.enable_grad():
-        theta_0, alpha = weights.detach().requires_grad_(), rates.detach().requires_grad_()
-        step_rates = alpha.relu() if relu else alpha
-        theta, losses = theta_0, []
-        for k, chunk in enumerate(chunks, start=1):
-            gradient = differentiable_gradient(network, theta, chunk)
-            if clamp:
-                gradient = gradient.clamp(-clamp, clamp)
-            theta = theta - step_rates * gradient
-            if every_step or k == len(chunks):
-                losses.append(network.loss(theta, meta))
-        loss = sum(losses) / len(losses)
-        return loss.detach(), *torch.autograd.grad(loss.sum(), (theta_0, alpha))
+    """Reverse accumulation through the steps, without a graph over all of them: with a_k = dL/dtheta_k,
+
+    a_K = G_K;   a_{k-1} = G_{k-1} + a_k - H_k (r * c_k * a_k);   dL/dr = - sum_k a_k * clamp(g_k)
+
+    where r are the rates of the steps, H_k is the Hessian of l(theta_{k-1}; chunk_k), c_k is 1 where the clamp let g_k
+    through and 0 elsewhere, and dL/dtheta_0 = a_0 (G_0 = 0: the meta-loss is not taken before the first step).
+    """
+    step_rates = rates.relu() if relu else rates
+    thetas, gradients = [weights], []
+    for chunk in chunks:
+        gradients.append(loss_and_gradient(network, thetas[-1], chunk)[1])
+        step = gradients[-1].clamp(-clamp, clamp) if clamp else gradients[-1]
+        thetas.append(torch.addcmul(thetas[-1], step_rates, step, value=-1))
+    adjoint, gradient, grad_rates = (torch.zeros_like(weights) for _ in range(3))
+    loss, terms, last = 0, 0, len(chunks)
+    for k in range(last, 0, -1):
+        if every_step or k == last:
+            loss_k, _ = loss_and_gradient(network, thetas[k], meta, out=gradient)
+            loss, terms, adjoint = loss + loss_k, terms + 1, adjoint.add_(gradient)
+        step, vector = gradients[k - 1], step_rates * adjoint
+        if clamp:
+            vector = torch.ops.aten.hardtanh_backward(vector, step, -clamp, clamp)
+            step.clamp_(-clamp, clamp)
+        grad_rates.addcmul_(adjoint, step, value=-1)
+        adjoint -= hessian_product(network, thetas[k - 1], chunks[k - 1], vector)
+    if relu:
+        grad_rates *= rates > 0
+    return loss / terms, adjoint.div_(terms), grad_rates.div_(terms)
 
 
 class LookaheadMAML(Learner):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.batch import Batch
+from model.gradients import sgd_steps_
 from utils.errors import UserError
 from utils.options import option
 
@@ -189,16 +190,7 @@ class MLP(Network):
     @staticmethod
     def _activations(tensors: list[Tensor], x: Tensor) -> list[Tensor]:
         """The input and the output of every layer."""
-        values = [x.flatten(2)]
-        for i in range(0, len(tensors), 2):
-            weight, bias = tensors[i : i + 2]
-            if i == 0 and len(x) > 1 and x.stride(0) == 0:  # the same examples for all replicas: one product, not many
-                z = torch.addmm(bias.flatten(), values[0][0], weight.flatten(0, 1).T)
-                z = z.view(len(z), *bias.shape).transpose(0, 1)
-            else:
-                z = torch.baddbmm(bias[:, None], values[-1], weight.mT)
-            values.append(z if i + 2 == len(tensors) else z.relu())
-        return values
+        return _linear_layers(tensors, x.flatten(2))
 
     def loss_and_gradient(
         self, weights: Tensor, batch: Batch, out: Tensor | None = None, weighting=None, targets=None
@@ -215,6 +207,15 @@ class MLP(Network):
         gradient = torch.empty_like(weights) if out is None else out
         self._backpropagate(tensors, values, delta, gradient)
         return loss, gradient
+
+    def hessian_product(self, weights: Tensor, batch: Batch, vector: Tensor) -> Tensor:
+        """See model.gradients.hessian_product. Pearlmutter, "Fast exact multiplication by the Hessian", 1994: the
+        derivative, along `vector`, of all that loss_and_gradient computes."""
+        tensors, directions = self.layout.tensors(weights), self.layout.tensors(vector)
+        product = torch.empty_like(weights)
+        values = self._activations(tensors, batch.x)
+        _linear_hessian(tensors, directions, values, None, batch, values[-1], self.layout.tensors(product))
+        return product
 
     def group_gradients(self, weights: Tensor, batch: Batch, groups: int, weighting=None) -> Tensor:
         """See model.gradients.group_gradients."""
@@ -243,12 +244,10 @@ class MLP(Network):
         _, delta = _output_delta(values[-1], batch, weighting)
         pairs = torch.zeros(len(weights), batch.size, batch.size, dtype=weights.dtype, device=weights.device)
         along = pairs.new_zeros(len(weights), batch.size)
-        for i in reversed(range(0, len(tensors), 2)):
+        for i, d in _linear_deltas(tensors, values, delta):
             below = values[i // 2]
-            pairs.addcmul_(torch.bmm(delta, delta.mT), torch.bmm(below, below.mT).add_(1))
-            along += (delta * torch.baddbmm(directions[i + 1][:, None], below, directions[i].mT)).sum(dim=2)
-            if i:
-                delta = torch.bmm(delta, tensors[i]).mul_(below > 0)
+            pairs.addcmul_(torch.bmm(d, d.mT), torch.bmm(below, below.mT).add_(1))
+            along += (d * torch.baddbmm(directions[i + 1][:, None], below, directions[i].mT)).sum(dim=2)
         size = batch.size // groups
         products = pairs.view(len(weights), groups, size, groups, size).sum(dim=(2, 4))
         return products, along.view(len(weights), groups, size).sum(dim=2)
@@ -257,19 +256,16 @@ class MLP(Network):
         """Fills gradients [replicas * groups, parameters] from delta, the loss's derivative by the logits."""
         slots = self.layout.tensors(gradients)
         rows, n = len(gradients), delta.shape[0] * delta.shape[1] // len(gradients)
-        for i in reversed(range(0, len(tensors), 2)):
-            below = values[i // 2]
-            above_rows, below_rows = (part.reshape(rows, n, part.shape[2]) for part in (delta, below))
+        for i, d in _linear_deltas(tensors, values, delta):
+            above, below = (part.reshape(rows, n, part.shape[2]) for part in (d, values[i // 2]))
             if n == 1:
-                torch.mul(above_rows.mT, below_rows, out=slots[i])
+                torch.mul(above.mT, below, out=slots[i])
             else:
-                torch.bmm(above_rows.mT, below_rows, out=slots[i])
-            torch.sum(above_rows, dim=1, out=slots[i + 1])
-            if i:
-                delta = torch.bmm(delta, tensors[i]).mul_(below > 0)
+                torch.bmm(above.mT, below, out=slots[i])
+            torch.sum(above, dim=1, out=slots[i + 1])
 
-    def sgd_chain_(self, weights: Tensor, batch: Batch, rates: Tensor, keep: float) -> Tensor:
-        """See model.gradients.sgd_chain_. Exact, and several times cheaper than taking the steps one by one.
+    def sgd_chain_(self, weights: Tensor, batch: Batch, rates: Tensor, keep: float, limit: float) -> Tensor:
+        """See model.gradients.sgd_chain_. Exact; without a limit several times cheaper than the steps one by one.
 
         The weights W of the first layer, nearly all there are, need not be touched within the chain. After steps
         1 .. i-1 with derivatives d_j by the first layer's outputs they are W - sum_j rate_j d_j x_j', so
@@ -279,6 +275,8 @@ class MLP(Network):
         needs one product of W with all examples, the Gram matrix of the examples, and at the end one product that
         sums the steps up. The later, small layers are stepped as usual.
         """
+        if limit:
+            return sgd_steps_(self, weights, batch, rates, keep, limit)
         x, n = batch.x.flatten(2), batch.size
         (weight, bias), later = (parts := self.layout.tensors(weights))[:2], [part.clone() for part in parts[2:]]
         starts = torch.baddbmm(bias[:, None], x, weight.mT).split(1, dim=1)
@@ -336,8 +334,8 @@ class ConvNet(Network):
         )
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
-        tensors = self.layout.tensors(weights)
-        return torch.baddbmm(tensors[-1][:, None], self._features(tensors, x), tensors[-2].mT)
+        """weights: [replicas, parameters], x: [replicas, batch, *shape] -> logits [replicas, batch, classes]."""
+        return self._activations(self.layout.tensors(weights), x)[1][-1]
 
     def narrowed(self, by: int) -> "ConvNet":
         network = ConvNet(self.shape, max(1, self.channels // by), self.classes, self.init)
@@ -346,17 +344,180 @@ class ConvNet(Network):
 
     def features(self, weights: Tensor, x: Tensor) -> Tensor:
         """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
-        return self._features(self.layout.tensors(weights), x)
+        return self._activations(self.layout.tensors(weights), x)[1][-2]
 
-    def _features(self, tensors: list[Tensor], x: Tensor) -> Tensor:
-        replicas, batch = x.shape[:2]
-        h = x.transpose(0, 1).flatten(1, 2)  # replicas side by side as groups of channels
+    def _activations(self, tensors: list[Tensor], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The input and the output of every convolution, [batch, replicas * channels, height, width], and of every
+        linear layer."""
+        maps = [x.transpose(0, 1).flatten(1, 2)]  # replicas side by side as groups of channels
         for weight, bias in zip(tensors[:-6:2], tensors[1:-6:2], strict=True):
-            h = F.conv2d(h, weight.flatten(0, 1), bias.flatten(), stride=2, padding=1, groups=replicas).relu()
-        h = h.reshape(batch, replicas, -1).transpose(0, 1)
-        for weight, bias in zip(tensors[-6:-2:2], tensors[-5:-2:2], strict=True):
-            h = torch.baddbmm(bias[:, None], h, weight.mT).relu()
-        return h
+            maps.append(_convolution(maps[-1], weight, bias).relu())
+        return maps, _linear_layers(tensors[-6:], maps[-1].reshape(x.shape[1], len(x), -1).transpose(0, 1))
+
+    def loss_and_gradient(
+        self, weights: Tensor, batch: Batch, out: Tensor | None = None, weighting=None, targets=None
+    ) -> tuple[Tensor, Tensor]:
+        """As MLP.loss_and_gradient; saves autograd's copies of what is as large as the weights."""
+        tensors = self.layout.tensors(weights)
+        maps, values = self._activations(tensors, batch.x)
+        loss, delta = _output_delta(self.to_learn(values[-1], batch.t), batch, weighting, targets)
+        gradient = torch.empty_like(weights) if out is None else out
+        slots, first = self.layout.tensors(gradient), len(tensors) - 6
+        for i, above in _linear_deltas(tensors[first:], values, delta):
+            torch.bmm(above.mT, values[i // 2], out=slots[first + i])
+            torch.sum(above, dim=1, out=slots[first + i + 1])
+        for i, by_weight, by_bias in self._convolution_gradients(tensors, maps, torch.bmm(above, tensors[first])):
+            slots[i].copy_(by_weight)
+            slots[i + 1].copy_(by_bias)
+        return loss, gradient
+
+    def sgd_chain_(self, weights: Tensor, batch: Batch, rates: Tensor, keep: float, limit: float) -> Tensor:
+        """See model.gradients.sgd_chain_.
+
+        A linear layer's gradient on one example is an outer product: it is never formed, only its norm is, from those
+        of its factors, and it is subtracted in place.
+        """
+        theta = weights.clone()
+        tensors, outputs = self.layout.tensors(theta), []
+        linear = tensors[-6:]
+        for example, rate in zip(batch.split(batch.size), rates.expand_as(batch.y).T, strict=True):
+            maps, values = self._activations(tensors, example.x)
+            loss, delta = _output_delta(self.to_learn(values[-1], example.t), example)
+            outer = [(i, d, values[i // 2]) for i, d in _linear_deltas(linear, values, delta)]
+            below = torch.bmm(outer[-1][1], linear[0])
+            found = list(self._convolution_gradients(tensors, maps, below))
+            step = rate
+            if limit:
+                square = sum(part.square().flatten(1).sum(dim=1) for _, *pair in found for part in pair)
+                square += sum((d.square().sum(dim=2) * (h.square().sum(dim=2) + 1))[:, 0] for _, d, h in outer)
+                step = rate * (limit / square.sqrt().clamp(min=limit))
+            for i, d, h in outer:
+                d_step = d * step[:, None, None]
+                linear[i].baddbmm_(d_step.mT, h, alpha=-1)
+                linear[i + 1].sub_(d_step[:, 0])
+            for i, *pair in found:
+                for tensor, part in zip(tensors[i : i + 2], pair, strict=True):
+                    tensor.addcmul_(part, step.view(-1, *[1] * (part.ndim - 1)), value=-1)
+            outputs.append(loss)
+        weights.lerp_(theta, keep)
+        return torch.stack(outputs, dim=1)
+
+    def hessian_product(self, weights: Tensor, batch: Batch, vector: Tensor) -> Tensor:
+        """As MLP.hessian_product."""
+        tensors, directions = self.layout.tensors(weights), self.layout.tensors(vector)
+        product = torch.empty_like(weights)
+        slots, first = self.layout.tensors(product), len(tensors) - 6
+        maps, values = self._activations(tensors, batch.x)
+        tangents: list[Tensor | None] = [None]  # of the maps; the images do not change with the weights
+        for i in range(0, first, 2):
+            tangent = _convolution(maps[i // 2], *directions[i : i + 2])
+            if i:
+                tangent += _convolution(tangents[-1], tensors[i])
+            tangents.append(torch.ops.aten.threshold_backward(tangent, maps[i // 2 + 1], 0))
+        seen = tangents[-1].reshape(batch.size, len(weights), -1).transpose(0, 1)
+        logits = self.to_learn(values[-1], batch.t)
+        delta, bend = _linear_hessian(tensors[first:], directions[first:], values, seen, batch, logits, slots[first:])
+        bend = torch.bmm(bend, tensors[first]).baddbmm_(delta, directions[first])
+        delta, bend = (
+            part.transpose(0, 1).reshape(maps[-1].shape) for part in (torch.bmm(delta, tensors[first]), bend)
+        )
+        for i in reversed(range(0, first, 2)):
+            below, above = maps[i // 2 : i // 2 + 2]
+            delta, bend = (torch.ops.aten.threshold_backward(part, above, 0) for part in (delta, bend))
+            if i:
+                _, by_weight, _ = _convolution_backward(
+                    torch.cat((bend, delta)), torch.cat((below, tangents[i // 2])), tensors[i], (False, True, False)
+                )
+            else:
+                _, by_weight, _ = _convolution_backward(bend, below, tensors[i], (False, True, False))
+            slots[i].copy_(by_weight.view_as(slots[i]))
+            torch.sum(bend.view(batch.size, len(weights), -1, bend[0, 0].numel()), dim=(0, 3), out=slots[i + 1])
+            if i:
+                bend = _convolution_backward(bend, below, tensors[i], (True, False, False))[0]
+                bend += _convolution_backward(delta, below, directions[i], (True, False, False))[0]
+                delta = _convolution_backward(delta, below, tensors[i], (True, False, False))[0]
+        return product
+
+    def _convolution_gradients(self, tensors: list[Tensor], maps: list[Tensor], delta: Tensor):
+        """Yields (i, the loss's derivatives by weight and bias) of the convolutions, last first; i: index in tensors.
+
+        delta: the derivative by what the linear layers see, [replicas, batch, numbers].
+        """
+        delta = delta.transpose(0, 1).reshape(maps[-1].shape)
+        for i in reversed(range(len(maps) - 1)):
+            delta = torch.ops.aten.threshold_backward(delta, maps[i + 1], 0)
+            weight, bias = tensors[2 * i : 2 * i + 2]
+            delta, by_weight, by_bias = _convolution_backward(delta, maps[i], weight, (i > 0, True, True))
+            yield 2 * i, by_weight.view_as(weight), by_bias.view_as(bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x: [batch, replicas * inputs, height, width]; weight: [replicas, outputs, inputs, 3, 3]; halves the sides."""
+    bias = None if bias is None else bias.flatten()
+    return F.conv2d(x, weight.flatten(0, 1), bias, stride=2, padding=1, groups=len(weight))
+
+
+def _convolution_backward(delta: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]):
+    """From delta, the derivative by the outputs of _convolution, those by (x, weight, bias) as far as wanted."""
+    biases = [weight.shape[0] * weight.shape[1]]
+    return torch.ops.aten.convolution_backward(
+        delta, x, weight.flatten(0, 1), biases, [2, 2], [1, 1], [1, 1], False, [0, 0], len(weight), wanted
+    )
+
+
+def _linear_layers(tensors: list[Tensor], x: Tensor) -> list[Tensor]:
+    """The input and the output of every layer; tensors: weight and bias of each; x: [replicas, batch, inputs]."""
+    values = [x]
+    for i in range(0, len(tensors), 2):
+        weight, bias = tensors[i : i + 2]
+        if i == 0 and len(x) > 1 and x.stride(0) == 0:  # the same examples for all replicas: one product, not many
+            z = torch.addmm(bias.flatten(), x[0], weight.flatten(0, 1).T)
+            z = z.view(len(z), *bias.shape).transpose(0, 1)
+        else:
+            z = torch.baddbmm(bias[:, None], values[-1], weight.mT)
+        values.append(z if i + 2 == len(tensors) else z.relu())
+    return values
+
+
+def _linear_deltas(tensors: list[Tensor], values: list[Tensor], delta: Tensor):
+    """Yields (i, the loss's derivative by the outputs of a layer) of the layers, last first; i: index in tensors.
+
+    values: see _linear_layers. delta: the derivative by the logits.
+    """
+    for i in reversed(range(0, len(tensors), 2)):
+        yield i, delta
+        if i:
+            delta = torch.bmm(delta, tensors[i]).mul_(values[i // 2] > 0)
+
+
+def _linear_hessian(tensors, directions, values, tangent, batch, logits, slots):
+    """The linear layers' part of a Hessian product, written to `slots`.
+
+    Args:
+        tensors, directions: weight and bias of each layer, and of the vector. values: see _linear_layers.
+        tangent: the derivative of values[0] along the vector, None if it is 0. logits: values[-1], as they are learnt.
+
+    Returns: the loss's derivative by the outputs of the first layer, and the derivative of that along the vector.
+    """
+    tangents = [tangent]
+    for i in range(0, len(tensors), 2):
+        tangent = torch.baddbmm(directions[i + 1][:, None], values[i // 2], directions[i].mT)
+        if tangents[-1] is not None:
+            tangent.baddbmm_(tangents[-1], tensors[i].mT)
+        tangents.append(tangent if i + 2 == len(tensors) else tangent.mul_(values[i // 2 + 1] > 0))
+    _, delta = _output_delta(logits, batch)
+    p = logits.softmax(dim=2)
+    bend = p * (tangents[-1] - (p * tangents[-1]).sum(dim=2, keepdim=True)) / batch.size
+    for i in reversed(range(0, len(tensors), 2)):
+        torch.bmm(bend.mT, values[i // 2], out=slots[i])
+        if tangents[i // 2] is not None:
+            slots[i].baddbmm_(delta.mT, tangents[i // 2])
+        torch.sum(bend, dim=1, out=slots[i + 1])
+        if i:
+            on = values[i // 2] > 0
+            bend = torch.bmm(bend, tensors[i]).baddbmm_(delta, directions[i]).mul_(on)
+            delta = torch.bmm(delta, tensors[i]).mul_(on)
+    return delta, bend
 
 
 def _output_delta(logits: Tensor, batch: Batch, weighting=None, targets=None) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from model.batch import Batch
-from model.gradients import clip_by_norm_, group_gradients, loss_and_gradient, sgd_chain_
+from model.gradients import clip_by_norm_, group_gradients, hessian_product, loss_and_gradient, sgd_chain_
 from model.lookahead import look_ahead
-from model.networks import MLP, Network, cross_entropy
+from model.networks import MLP, ConvNet, Heads, Network
 
 REPLICAS = 2
 
@@ -16,7 +16,7 @@ class AutogradOnly(Network):
     """The same network, without its written-out gradient."""
 
     def __init__(self, network):
-        self.call, self.layout = network.__call__, network.layout
+        self.call, self.layout, self.heads = network.__call__, network.layout, network.heads
 
     def __call__(self, weights, x):
         return self.call(weights, x)
@@ -33,6 +33,26 @@ def batch(n, inputs=3, classes=3, seed=0):
     return Batch.of(torch.randn(REPLICAS, n, inputs, dtype=torch.float64), torch.randint(classes, (REPLICAS, n)), 0)
 
 
+def convolutional(n=0, seed=0):
+    """A network for small images of two tasks, and a batch of n."""
+    network = ConvNet((2, 8, 8), 2, 4)
+    network.heads = Heads(4, 2, "task")
+    network.heads.begin(1)
+    rngs = [np.random.default_rng(seed) for seed in range(REPLICAS)]
+    torch.manual_seed(seed)
+    t = torch.randint(2, (REPLICAS, n))
+    examples = Batch(torch.randn(REPLICAS, n, 2, 8, 8, dtype=torch.float64), 2 * t + torch.randint(2, t.shape), t)
+    return network, network.initial_weights(rngs, torch.float64) + 0.05, examples
+
+
+def of_kind(kind, n, seed=0):
+    """A network, its weights and a batch of n; kind: hidden units of a perceptron, or "pc_cnn"."""
+    return convolutional(n, seed) if kind == "pc_cnn" else (*tiny(kind), batch(n, seed=seed))
+
+
+KINDS = [(), (4,), (5, 4, 3), "pc_cnn"]
+
+
 def numeric_gradient(f, point, eps=1e-6):
     """df/dpoint by central differences. f: [replicas, n] -> [replicas], replicas independent."""
     gradient = torch.empty_like(point)
@@ -43,11 +63,10 @@ def numeric_gradient(f, point, eps=1e-6):
     return gradient
 
 
-@pytest.mark.parametrize("hidden", [(), (4,), (5, 4, 3)])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 7])
-def test_written_out_gradient_equals_autograd(hidden, n):
-    network, weights = tiny(hidden)
-    examples = batch(n)
+def test_written_out_gradient_equals_autograd(kind, n):
+    network, weights, examples = of_kind(kind, n)
     expected = loss_and_gradient(AutogradOnly(network), weights, examples)
     buffer = torch.full_like(weights, torch.nan)
     for found in (
@@ -58,18 +77,19 @@ def test_written_out_gradient_equals_autograd(hidden, n):
     assert torch.equal(buffer, found[1])
 
 
+@pytest.mark.parametrize("kind", [(4, 3), "pc_cnn"])
 @pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize("shape", [None, (6,), (REPLICAS, 6)])
-def test_weighted_and_soft_losses_equal_autograd(shape, soft):
-    network, weights = tiny()
-    examples = batch(6)
+def test_weighted_and_soft_losses_equal_autograd(shape, soft, kind):
+    network, weights, examples = of_kind(kind, 6)
     weighting = None if shape is None else torch.rand(shape, dtype=torch.float64)
-    targets = torch.rand(REPLICAS, 6, 3, dtype=torch.float64).softmax(dim=2) if soft else None
+    logits = network.to_learn(network(weights, examples.x), examples.t)
+    targets = (logits * torch.rand_like(logits)).softmax(dim=2) if soft else None
     found = loss_and_gradient(network, weights, examples, weighting=weighting, targets=targets)
     expected = loss_and_gradient(AutogradOnly(network), weights, examples, weighting=weighting, targets=targets)
     torch.testing.assert_close(found, expected)
-    log_p = network(weights, examples.x).log_softmax(dim=2)
-    goal = torch.nn.functional.one_hot(examples.y, 3) if targets is None else targets
+    log_p = logits.log_softmax(dim=2)
+    goal = torch.nn.functional.one_hot(examples.y, logits.shape[2]) if targets is None else targets
     share = torch.full((6,), 1 / 6) if weighting is None else weighting
     torch.testing.assert_close(found[0], (-(goal * log_p).sum(dim=2) * share).sum(dim=1))
 
@@ -98,19 +118,23 @@ def test_products_of_gradients_without_the_gradients(hidden):
     torch.testing.assert_close(along, (gradients @ vector[:, :, None])[:, :, 0])
 
 
-@pytest.mark.parametrize("hidden", [(), (4,), (5, 4, 3)])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1, 7])
 @pytest.mark.parametrize("keep", [0.0, 0.3, 1.0])
-def test_a_chain_of_single_steps_equals_the_steps_one_by_one(hidden, n, keep):
-    network, weights = tiny(hidden)
-    examples, rates = batch(n), torch.rand(REPLICAS, n, dtype=torch.float64)
-    fast, slow, theta = weights.clone(), weights.clone(), weights.clone()
-    losses = sgd_chain_(network, fast, examples, rates, keep)
-    torch.testing.assert_close(sgd_chain_(AutogradOnly(network), slow, examples, rates, keep), losses)
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_a_chain_of_single_steps_equals_the_steps_one_by_one(kind, n, keep, limit):
+    network, weights, examples = of_kind(kind, n)
+    rates = torch.rand(REPLICAS, n, dtype=torch.float64)
+    fast, slow, theta, clipped = weights.clone(), weights.clone(), weights.clone(), 0
+    losses = sgd_chain_(network, fast, examples, rates, keep, limit)
+    torch.testing.assert_close(sgd_chain_(AutogradOnly(network), slow, examples, rates, keep, limit), losses)
     for i, example in enumerate(examples.split(n)):
         loss, gradient = loss_and_gradient(AutogradOnly(network), theta, example)
         torch.testing.assert_close(losses[:, i], loss)
-        theta = theta - rates[:, i : i + 1] * gradient
+        norm = gradient.norm(dim=1, keepdim=True)
+        clipped += int((norm > limit).sum())
+        theta = theta - rates[:, i : i + 1] * gradient * (limit / norm.clamp(min=limit) if limit else 1)
+    assert clipped > 0, "the limit is reached"
     for found in (fast, slow):
         torch.testing.assert_close(found, weights + keep * (theta - weights))
 
@@ -136,8 +160,21 @@ def test_autograd_gradient_equals_finite_differences():
     network, weights = tiny()
     examples = batch(5)
     _, gradient = loss_and_gradient(AutogradOnly(network), weights, examples)
-    numeric = numeric_gradient(lambda w: cross_entropy(network(w, examples.x), examples), weights)
+    numeric = numeric_gradient(lambda w: network.loss(w, examples), weights)
     torch.testing.assert_close(gradient, numeric, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_hessian_product_equals_autograd_and_differences_of_gradients(kind, n):
+    network, weights, examples = of_kind(kind, n)
+    vector, eps = torch.randn_like(weights), 1e-6
+    before = weights.clone()
+    found = hessian_product(network, weights, examples, vector)
+    torch.testing.assert_close(found, hessian_product(AutogradOnly(network), weights, examples, vector))
+    ahead, behind = (loss_and_gradient(network, weights + step * vector, examples)[1] for step in (eps, -eps))
+    torch.testing.assert_close(found, (ahead - behind) / (2 * eps), rtol=1e-5, atol=1e-8)
+    assert torch.equal(weights, before) and found.abs().sum() > 0
 
 
 def inner_gradients(network, weights, rates, chunks, relu=True):
@@ -149,13 +186,13 @@ def inner_gradients(network, weights, rates, chunks, relu=True):
     return found
 
 
-def meta_loss(network, weights, rates, chunks, meta, every_step, frozen=None, relu=True):
+def meta_loss(network, weights, rates, chunks, meta, every_step, frozen=None, relu=True, clamp=torch.inf):
     """The meta-loss, written down naively; `frozen` inner gradients make it the function first order differentiates."""
     step, theta, losses = rates.relu() if relu else rates, weights, []
     for k, chunk in enumerate(chunks):
         gradient = frozen[k] if frozen else loss_and_gradient(AutogradOnly(network), theta, chunk)[1]
-        theta = theta - step * gradient
-        losses.append(cross_entropy(network(theta, meta.x), meta))
+        theta = theta - step * gradient.clamp(-clamp, clamp)
+        losses.append(network.loss(theta, meta))
     return sum(losses) / len(losses) if every_step else losses[-1]
 
 
@@ -170,10 +207,12 @@ def some_rates(weights):
 @pytest.mark.parametrize("at", ["last", "all"])
 @pytest.mark.parametrize("inner_rates", ["relu", "raw"])
 @pytest.mark.parametrize("fast", [True, False])
-def test_meta_gradients_equal_finite_differences(second_order, at, inner_rates, fast):
-    network, weights = tiny()
+@pytest.mark.parametrize("kind", [(4, 3), "pc_cnn"])
+def test_meta_gradients_equal_finite_differences(second_order, at, inner_rates, fast, kind):
+    network, weights, examples = of_kind(kind, 3)
     network = network if fast else AutogradOnly(network)
-    rates, chunks, meta, relu = some_rates(weights), batch(3).split(3), batch(6, seed=2), inner_rates == "relu"
+    rates, chunks, relu = some_rates(weights), examples.split(3), inner_rates == "relu"
+    meta = of_kind(kind, 6, seed=2)[2]
     loss, by_weights, by_rates = look_ahead(
         network, weights, rates, chunks, meta, second_order=second_order, meta_loss=at, inner_rates=inner_rates
     )
@@ -183,6 +222,22 @@ def test_meta_gradients_equal_finite_differences(second_order, at, inner_rates, 
         return meta_loss(network, w, a, chunks, meta, at == "all", frozen, relu)
 
     torch.testing.assert_close(loss, objective(weights, rates))
+    torch.testing.assert_close(
+        by_weights, numeric_gradient(lambda w: objective(w, rates), weights), rtol=1e-4, atol=1e-7
+    )
+    torch.testing.assert_close(by_rates, numeric_gradient(lambda a: objective(weights, a), rates), rtol=1e-4, atol=1e-7)
+
+
+def test_second_order_differentiates_through_the_inner_clamp():
+    network, weights = tiny()
+    rates, chunks, meta, clamp = some_rates(weights), batch(3).split(3), batch(6, seed=2), 0.2
+    inner = torch.stack(inner_gradients(network, weights, rates, chunks)).abs()
+    assert (inner > clamp).any() and (inner < clamp).any()
+    _, by_weights, by_rates = look_ahead(network, weights, rates, chunks, meta, second_order=True, clamp=clamp)
+
+    def objective(w, a):
+        return meta_loss(network, w, a, chunks, meta, True, clamp=clamp)
+
     torch.testing.assert_close(
         by_weights, numeric_gradient(lambda w: objective(w, rates), weights), rtol=1e-4, atol=1e-7
     )
@@ -221,7 +276,7 @@ def test_the_inner_clamp_bounds_every_number_of_the_inner_gradient(second_order)
     assert (inner.abs() > clamp).any()
     loss, *_ = look_ahead(network, weights, rates, [chunk], meta, second_order=second_order, clamp=clamp)
     theta = weights - rates * inner.clamp(-clamp, clamp)
-    torch.testing.assert_close(loss, cross_entropy(network(theta, meta.x), meta))
+    torch.testing.assert_close(loss, network.loss(theta, meta))
 
 
 def test_look_ahead_leaves_its_arguments_alone():
