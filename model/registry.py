@@ -53,6 +53,10 @@ class Algorithm:
     network: Callable = lambda network, n_tasks: network
     aliases: tuple[str, ...] = ()
 
+    def deviations(self, images: bool) -> dict:
+        """What --as_published sets, on streams of images or on others."""
+        return {**self.as_published, **(self.as_published_images if images else {})}
+
 
 _REPLAY_2020 = {"reservoir": "inclusive", "replacement": True}
 _EPOCH_REPLAY_2020 = {**_REPLAY_2020, "remember": "every_epoch"}

@@ -236,8 +236,7 @@ def resolve(given: dict) -> Config:
     layers = [(f"default of {algorithm.name}", algorithm.presets), (f"default of {dataset.name}", dataset.presets)]
     layers += [(row.file, row.settings)] if row else []
     if as_published:
-        on_images = algorithm.as_published_images if dataset.images else {}
-        layers += [("--as_published", {**algorithm.as_published, **on_images})]
+        layers += [("--as_published", algorithm.deviations(dataset.images))]
     layers += [("command line", given)]
     values = {name: o.default for name, o in known.items()}
     sources = dict.fromkeys(known, "default")

@@ -12,17 +12,23 @@ import re
 import sys
 from pathlib import Path
 
+from dataloaders.registry import DATASETS
 from model.registry import ALGORITHMS
 from utils import atomic, experiments, papers
 from utils.command_line import one_sentence, show
 from utils.config import MAY_CHANGE, configure
 from utils.errors import UserError, nearest
+from utils.loop import AGNOSTIC
 
 ROOT = papers.FOLDER.parent
 FOLDER, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
 RA, LA, BTI = "retained_accuracy", "learning_accuracy", "backward_transfer_and_interference"
 HARMLESS = MAY_CHANGE | {"expt_name", "log_every", "log_alignment", "evaluate_tasks"}
-HEADER = "| | published | its program | **default** | as published | learning accuracy | BTI |"
+HEADER = ("", "published", "its program", "**default**", "as published", "learning accuracy", "BTI")
+IMAGES_HEADER = (
+    *("", "published", "**default**", "as published", "learning accuracy", "published BTI", "BTI", "task-agnostic"),
+    *("minutes", "memory", "device"),
+)
 MARK = re.compile(r"(<!-- (?!end)(.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -63,8 +69,11 @@ def _number(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".", 1)
 
 
-def measured(name: str, metric: str = RA) -> str:
-    """Mean ± standard deviation over seeds, of the record of this name; a dash if there is none."""
+def measured(name: str, metric: str = RA, seeds: int = 5) -> str:
+    """Mean ± standard deviation over seeds, of the record of this name; a dash if there is none.
+
+    The number of seeds is told where it is not `seeds`.
+    """
     path = FOLDER / f"{name}.json"
     if not path.exists():
         return "–"
@@ -75,27 +84,49 @@ def measured(name: str, metric: str = RA) -> str:
     if found["mean"] is None:
         return "–"
     spread = "" if found["std"] is None else f" ± {_number(found['std'])}"
-    return _number(found["mean"]) + spread + (f" ({n} seed{'s' * (n > 1)})" if n != 5 else "")
+    return _number(found["mean"]) + spread + (f" ({n} seed{'s' * (n > 1)})" if n != seeds else "")
 
 
 def _quoted(values, digits: int = 4) -> str:
     return f"{values[0]:.{digits}f}".lstrip("0") + "".join(f" ± {v:.{digits}f}".replace("0.", ".") for v in values[1:])
 
 
+def _cost(name: str) -> dict[str, str]:
+    """What the record of this name took, all seeds together."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return dict.fromkeys(("minutes", "memory", "device"), "–")
+    record = json.loads(path.read_text())
+    minutes = (record["train_seconds"] + record["evaluation_seconds"]) / 60
+    memory = f"{record['peak_memory_bytes'] / 1e9:.1f} GB"
+    return {"minutes": f"{minutes:.0f}", "memory": memory, "device": record["options"]["device"]}
+
+
 def table(dataset: str) -> str:
     """The Markdown table of one stream."""
-    lines = [HEADER, "|---" * HEADER.count(" |") + "|"]
+    images = DATASETS[dataset].images
+    header = IMAGES_HEADER if images else HEADER
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for row in papers.rows():
         modes = ("", "-as_published")
         if row.dataset != dataset or not any((FOLDER / f"{row.name}{mode}.json").exists() for mode in modes):
             continue
-        published = _quoted(row.published[RA]) if RA in row.published else "–"
-        program = ", ".join(f"{value:.3f}".lstrip("0") for value in row.program.get(RA, ())) or "–"
-        label = f"`{row.model}`" + (f", {row.variant.replace('memory', 'memory ')}" if row.variant else "")
-        as_published = measured(f"{row.name}-as_published") if ALGORITHMS[row.model].as_published else "the same"
-        cells = [label, published, program, f"**{measured(row.name)}**", as_published]
-        cells += [measured(row.name, LA), measured(row.name, BTI)]
-        lines.append("| " + " | ".join(cells) + " |")
+        seeds, variant = len(row.seeds), row.variant.replace("memory", "memory ").replace("_", " ")
+        deviates = ALGORITHMS[row.model].deviations(images)
+        cells = {
+            "": f"`{row.model}`" + (f", {variant}" if variant else ""),
+            "published": _quoted(row.published[RA]) if RA in row.published else "–",
+            "its program": ", ".join(f"{value:.3f}".lstrip("0") for value in row.program.get(RA, ())) or "–",
+            "**default**": f"**{measured(row.name, RA, seeds)}**",
+            "as published": measured(f"{row.name}-as_published", RA, seeds) if deviates else "the same",
+            "learning accuracy": measured(row.name, LA, seeds),
+            "published BTI": _quoted(row.published[BTI]) if BTI in row.published else "–",
+            "BTI": measured(row.name, BTI, seeds),
+        }
+        if images:
+            cells["task-agnostic"] = measured(row.name, RA + AGNOSTIC, seeds)
+            cells |= _cost(row.name)
+        lines.append("| " + " | ".join(cells[title] for title in header) + " |")
     return "\n".join(lines)
 
 
