@@ -1,4 +1,6 @@
-"""Orders in which the classes of CIFAR-100 are learnt, beside the random one."""
+"""Orders in which classes are learnt, beside the random one: named ones, and those that users write."""
+
+from utils.errors import UserError
 
 #: The order of iCaRL's experiments (Rebuffi et al. 2017), as the loaders that the 2020 code derives from list it.
 ICARL = [
@@ -19,3 +21,31 @@ SUPERCLASS = [
 
 CIFAR100 = {"old": ICARL, "super": sorted(range(100), key=lambda c: (SUPERCLASS[c], c))}
 TINYIMAGENET = {"old": list(range(200))}
+
+
+def read(path: str, classes: int) -> list[int]:
+    """The order in a user's file: the numbers 0 to classes - 1, each once, apart by spaces, commas or line ends.
+
+    UserError if there is no such file, or something else in it.
+    """
+    try:
+        with open(path) as file:
+            words = file.read(1_000_000).replace(",", " ").split()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--class_order {path} is no name of an order and cannot be read as a file ({error}): give random, chrono,"
+            f" or a file of the {classes} classes' numbers."
+        ) from None
+    if len(words) != classes:
+        raise UserError(
+            f"--class_order {path} has {len(words)} entries, and there are {classes} classes: give each of the numbers"
+            f" 0 to {classes - 1} once."
+        )
+    known = {str(c): c for c in range(classes)}
+    wrong = next((w for i, w in enumerate(words) if w not in known or w in words[:i]), None)
+    if wrong is not None:
+        raise UserError(
+            f"--class_order {path} has {wrong[:20]!r}, which is no class or stands there twice: give each of the"
+            f" numbers 0 to {classes - 1} once."
+        )
+    return [known[w] for w in words]

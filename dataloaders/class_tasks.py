@@ -1,6 +1,7 @@
 """Streams whose tasks are groups of classes of one image set: CIFAR-100 and TinyImageNet."""
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Iterator
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dataloaders import augmentation
+from dataloaders import augmentation, class_orders
 from dataloaders.image_sets import Files, ImageSet
 from dataloaders.stream import EVALUATION_CHUNK, Split, Stream, StreamOptions
 from utils.errors import UserError
@@ -28,10 +29,11 @@ class ClassOptions(StreamOptions):
         low=-1,
     )
     increment: int = option(5, "classes of each task", low=1, high=10_000)
-    class_order: Literal["random", "chrono", "old", "super"] = option(
+    class_order: str = option(
         "random",
         "which classes make which task: random follows the seed, as Python's random.shuffle; chrono is as they are"
-        " numbered; old is a fixed random order (CIFAR-100: iCaRL's), super goes by CIFAR-100's superclasses",
+        " numbered; old is a fixed random order (CIFAR-100: iCaRL's), super goes by CIFAR-100's superclasses; anything"
+        " else is a file of the classes' numbers in the order in which they are learnt",
     )
     scenario: Literal["task", "class"] = option(
         "task",
@@ -59,6 +61,13 @@ class ClassOptions(StreamOptions):
             )
         if self.class_order in ("old", "super") and self.class_order not in orders:
             raise UserError(f"--class_order {self.class_order} is not known for {name}: give random or chrono.")
+        self.written_order(classes, orders)
+
+    def written_order(self, classes: int, orders: dict) -> list[int] | None:
+        """The order in the file that class_order is the path of, None if it is a name; UserError if there is none."""
+        if self.class_order in ("random", "chrono", *orders):
+            return None
+        return class_orders.read(self.class_order, classes)
 
 
 class ClassTasks(Stream):
@@ -83,6 +92,9 @@ class ClassTasks(Stream):
         self.scenario, self.augments, self.brightness = options.scenario, options.augment, brightness
         self.images, self._files, self.orders = images.images, files, orders
         self.fingerprint, self.input_shape = images.fingerprint, tuple(images.images["train"].shape[1:])
+        if written := options.written_order(self.n_classes, orders):
+            self.orders = {**orders, options.class_order: written}
+            self.fingerprint = hashlib.sha256(f"{images.fingerprint} {written}".encode()).hexdigest()
         tasks = options.n_tasks or self.n_classes // options.increment
         self.task_names = [
             f"classes {t * options.increment} to {(t + 1) * options.increment - 1}" for t in range(tasks)

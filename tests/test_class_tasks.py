@@ -78,6 +78,21 @@ def test_the_published_class_order_comes_out(cifar):
         assert {SUPERCLASS[c] for c in group} == {t}
 
 
+def test_a_class_order_of_ones_own(cifar, train, killed, refused, tmp_path):
+    path = tmp_path / "order.txt"
+    path.write_text(", ".join(map(str, range(99, 49, -1))) + "\n" + " ".join(map(str, range(50))))
+    stream = cifar(class_order=str(path))
+    assert stream.order(0) == stream.order(1) == [*range(99, 49, -1), *range(50)]
+    assert stream.fingerprint != cifar().fingerprint
+    folder = killed(lambda: train(f"--model online --checkpoint_minutes 0 --class_order {path}"), 2)
+    for content, part in (("1 2 3", "3 entries"), ("0 " * 100, "'0'"), (" ".join(["x", *map(str, range(99))]), "'x'")):
+        path.write_text(content)
+        message = refused(f"--model er --dataset cifar100 --class_order {path}")
+        assert f"--class_order {path}" in message and part in message
+    path.write_text(" ".join(map(str, range(100))))
+    assert "other data" in refused(f"--resume {folder}")
+
+
 def test_a_task_has_five_classes_as_consecutive_labels(cifar):
     stream = cifar()
     assert stream.n_tasks == 20 and stream.n_classes == 100 and stream.input_shape == (3, 32, 32)
@@ -298,7 +313,7 @@ def test_task_aware_and_task_agnostic_accuracy(cifar):
         ("--dataset cifar100 --increment 7", ["--increment 7", "100 classes"]),
         ("--dataset cifar100 --n_tasks 21", ["--n_tasks 21", "at most 20"]),
         ("--dataset tinyimagenet --class_order super", ["--class_order super", "tinyimagenet"]),
-        ("--dataset cifar100 --class_order nosuch", ["--class_order nosuch", "random or chrono"]),
+        ("--dataset cifar100 --class_order nosuch", ["--class_order nosuch", "random, chrono"]),
         ("--dataset cifar100 --samples_per_task 5000", ["--samples_per_task 5000", "2500"]),
         ("--dataset cifar100 --arch linear", ["--arch linear", "--arch pc_cnn"]),
         ("--dataset mnist_rotations --arch pc_cnn", ["--arch pc_cnn", "--arch linear"]),
