@@ -76,6 +76,7 @@ class ClassTasks(Stream):
     Args:
         name, options: as in the registry.
         images: the set, the same number of training examples of every class. files: that it is mapped from.
+        complete: training images of each class in the data set as its authors published it; `images` may have fewer.
         orders: further class orders by name. mean, std: of each channel, fractions. brightness: of augmentation.
 
     With class_order "random" the tasks of every replica are its own. The validation part is the same for all.
@@ -84,11 +85,27 @@ class ClassTasks(Stream):
     scale = 255.0
 
     def __init__(
-        self, name: str, options: ClassOptions, images: ImageSet, files: Files, orders: dict, mean, std, brightness=0.0
+        self,
+        name: str,
+        options: ClassOptions,
+        images: ImageSet,
+        files: Files,
+        complete: int,
+        orders: dict,
+        mean,
+        std,
+        brightness=0.0,
     ):
         super().__init__(name, options)
         self.n_classes, self.classes_per_task = len(images.classes), options.increment
         options.check_classes(name, self.n_classes, orders)
+        there = len(images.images["train"]) // self.n_classes * options.increment
+        if there < complete * options.increment and options.samples_per_task > there:
+            self.notes.append(
+                f"--samples_per_task {options.samples_per_task} is more than the {there} training images that a task"
+                f" has in this part of {name}: all are used."
+            )
+            self.options = options = dataclasses.replace(options, samples_per_task=-1)
         self.scenario, self.augments, self.brightness = options.scenario, options.augment, brightness
         self.images, self._files, self.orders = images.images, files, orders
         self.fingerprint, self.input_shape = images.fingerprint, tuple(images.images["train"].shape[1:])

@@ -97,12 +97,12 @@ def _mnist(name: str, shifts_of: Callable) -> Callable[[StreamOptions, str], Str
 
 def _cifar100(options: ClassOptions, data_path) -> Stream:
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-    return ClassTasks("cifar100", options, *cifar100.load(data_path), class_orders.CIFAR100, mean, std, 63 / 255)
+    return ClassTasks("cifar100", options, *cifar100.load(data_path), 500, class_orders.CIFAR100, mean, std, 63 / 255)
 
 
 def _tinyimagenet(options: ClassOptions, data_path) -> Stream:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return ClassTasks("tinyimagenet", options, *tinyimagenet.load(data_path), class_orders.TINYIMAGENET, mean, std)
+    return ClassTasks("tinyimagenet", options, *tinyimagenet.load(data_path), 500, class_orders.TINYIMAGENET, mean, std)
 
 
 def _rotated(options: RotationOptions):

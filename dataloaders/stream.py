@@ -79,7 +79,7 @@ class Stream(abc.ABC):
         classes_per_task: outputs that belong to each task, one task's after the other's; 0 where all share them.
         input_shape: of one example. n_classes: outputs the network needs. task_names: one per task, for people.
         scale: raw uint8 values are divided by it. fingerprint: a digest of the data behind it, so that a run never goes
-            on with others than it began with.
+            on with others than it began with. notes: sentences that the user should read.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Stream(abc.ABC):
 
     def __init__(self, name: str, options: StreamOptions):
         self.name, self.options = name, options
+        self.notes: list[str] = []
         self._kept: dict[tuple[int, Split], tuple[Tensor, Tensor]] = {}
 
     @property

@@ -81,6 +81,7 @@ class _Run:
         folder = self._earlier_folder()
         checkpoint = self._checkpoint(folder) if folder else None
         stream = build_stream(config.dataset, config.stream, config.run.data_path).to(self.device)
+        self.notes += stream.notes
         n = stream.n_tasks
         phases = [list(range(n))] if config.algorithm.joint else [[t] for t in range(n)]
         self.learned_at = np.array([phase for t in range(n) for phase, tasks in enumerate(phases) if t in tasks])
