@@ -33,6 +33,14 @@ def run(tmp_path):
 
 
 @pytest.fixture
+def quick_plots(monkeypatch):
+    """Drawing takes longer than most runs of the tests; test_run.py and benchmarks/faults.py look at the plots."""
+    monkeypatch.setattr("utils.plots.save", lambda path, figure: Path(path).write_bytes(b"plot"))
+    for name in ("accuracy_matrix", "task_accuracy", "alignment"):
+        monkeypatch.setattr(f"utils.plots.{name}", lambda *args: None)
+
+
+@pytest.fixture
 def killed(run, monkeypatch):
     """killed(start, n) calls start(), which runs main.py; that dies at the n-th event. Returns the folder it leaves."""
 

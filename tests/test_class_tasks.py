@@ -52,10 +52,9 @@ def cifar(images):
 
 
 @pytest.fixture
-def train(run, images, monkeypatch):
+def train(run, images, monkeypatch, quick_plots):
     """train("--model er ...") runs main.py on the small CIFAR-100."""
     monkeypatch.setitem(DATASETS, "cifar100", dataclasses.replace(DATASETS["cifar100"], train_examples=20))
-    monkeypatch.setattr("utils.plots.save", lambda path, figure: path.write_bytes(b"plot"))
 
     def train(line="", dataset="cifar100"):
         return run(f"--dataset {dataset} --data_path {images} {SMALL} {line}", small=False)

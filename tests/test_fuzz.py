@@ -2,7 +2,6 @@
 
 import math
 import typing
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -76,8 +75,7 @@ def is_small(line: list[str]) -> bool:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(line=command_lines())
-def test_every_command_line_runs_or_is_refused_by_name(line, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("utils.plots.save", lambda path, figure: Path(path).write_bytes(b"plot"))
+def test_every_command_line_runs_or_is_refused_by_name(line, tmp_path, capsys, monkeypatch, quick_plots):
     monkeypatch.chdir(tmp_path)
     drawn, line = line, [*line, *SMALL]
     if not is_small(line):

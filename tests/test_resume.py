@@ -40,12 +40,7 @@ EXTRA = {
 }
 
 
-@pytest.fixture(autouse=True)
-def quick_plots(monkeypatch):
-    """Drawing takes longer than these runs; benchmarks/faults.py compares the plots too."""
-    monkeypatch.setattr("utils.plots.save", lambda path, figure: Path(path).write_bytes(b"plot"))
-    for name in ("accuracy_matrix", "task_accuracy", "alignment"):
-        monkeypatch.setattr(f"utils.plots.{name}", lambda *args: None)
+pytestmark = pytest.mark.usefixtures("quick_plots")
 
 
 @pytest.fixture

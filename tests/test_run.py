@@ -88,6 +88,7 @@ def test_a_run_leaves_the_whole_record(run, capsys):
     assert "task 3/3" in printed.err and "accuracy so far" in printed.err
 
 
+@pytest.mark.usefixtures("quick_plots")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_same_command_same_matrix_and_packed_equals_solo(name, run):
     line = f"--model {name} --seeds 0 1"
@@ -100,6 +101,7 @@ def test_same_command_same_matrix_and_packed_equals_solo(name, run):
     assert packed.folder != again.folder
 
 
+@pytest.mark.usefixtures("quick_plots")
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_evaluating_more_often_or_watching_changes_nothing_learnt(name, run):
     seldom = run(f"--model {name} --seeds 0 1")
