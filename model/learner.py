@@ -17,7 +17,7 @@ class Learner(abc.ABC):
     learns; see model/README.md.
 
     Args:
-        network: see model/networks.py.
+        network: see model/networks/.
         options: an instance of the options dataclass that the registry names for the algorithm.
         seeds: one per replica.
         device, dtype: where and in what precision the weights live.

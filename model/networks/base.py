@@ -1,0 +1,81 @@
+"""What every network has: the layout of its weights, initial weights, and the loss of what competes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from model.batch import Batch
+from model.networks.heads import Heads
+from model.networks.losses import cross_entropy
+
+
+class Layout:
+    """Names and shapes of the tensors that one row of a weight matrix holds, in order."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        self.shapes = shapes
+        self.sizes = [math.prod(shape) for shape in shapes.values()]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.sizes)
+
+    def tensors(self, flat: Tensor) -> list[Tensor]:
+        """flat: [replicas, parameters] -> views [replicas, *shape], in the order of `shapes`."""
+        parts = torch.split_with_sizes(flat, self.sizes, dim=1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
+
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """flat: [replicas, parameters] -> name -> view [replicas, *shape]."""
+        return dict(zip(self.shapes, self.tensors(flat), strict=True))
+
+
+class Network:
+    """A function of weights [replicas, parameters] and examples, with the layout of the former.
+
+    heads: which outputs compete; None where all tasks share all classes.
+    """
+
+    heads: Heads | None = None
+    layout: Layout
+
+    def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:
+        """[replicas, parameters], row r drawn with rngs[r], a NumPy generator; biases are 0."""
+        weights = torch.zeros(len(rngs), self.layout.parameters, dtype=dtype)
+        for tensor in self.layout.tensors(weights):
+            if tensor.ndim > 2:
+                for row, rng in zip(tensor, rngs, strict=True):
+                    row.copy_(torch.from_numpy(draw(self.init, rng, tuple(row.shape))))
+        return weights
+
+    def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
+        """weights: [replicas, parameters], x: [replicas, batch, ...] -> logits [replicas, batch, classes]."""
+        raise NotImplementedError
+
+    def narrowed(self, by: int) -> "Network":
+        """The same network with 1/by of its hidden units or channels, at least 1."""
+        raise NotImplementedError
+
+    def to_predict(self, logits: Tensor, t: int | None) -> Tensor:
+        """Logits of examples of task t, or of any task; those of outputs that do not compete become Heads.OUT."""
+        return logits if self.heads is None else self.heads.to_predict(logits, t)
+
+    def to_learn(self, logits: Tensor, t: Tensor) -> Tensor:
+        """The same for examples that are learnt, of tasks t [replicas, batch]."""
+        return logits if self.heads is None else self.heads.to_learn(logits, t)
+
+    def loss(self, weights: Tensor, batch: Batch, weighting=None, targets=None) -> Tensor:
+        """Cross-entropy of each replica [replicas]; see `cross_entropy`."""
+        return cross_entropy(self.to_learn(self(weights, batch.x), batch.t), batch, weighting, targets)
+
+
+def draw(init: str, rng, shape: tuple[int, ...]):
+    """Initial weights [outputs, inputs, ...]; see NetworkOptions.init."""
+    fan_in, area = math.prod(shape[1:]), math.prod(shape[2:])
+    fan_out = shape[0] * area
+    if init == "xavier_uniform":
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        return rng.uniform(-bound, bound, shape)
+    variance = 2 / (fan_in + fan_out) if init == "xavier_normal" else 2 / fan_in
+    return rng.normal(0, math.sqrt(variance), shape)
