@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +22,7 @@ class Zip:
     def __init__(self, path: Path):
         try:
             self._file = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
             raise ArchiveError(f"it is no readable zip file: {error}") from None
         for entry in self._file.infolist():
             name = PurePosixPath(entry.filename.replace("\\", "/"))
@@ -44,8 +45,8 @@ class Zip:
         """A member's content; its checksum is verified."""
         try:
             return self._file.read(name)
-        except (OSError, KeyError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-            raise ArchiveError(f"its member {name} is damaged: {error}") from None
+        except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ArchiveError(f"its member {name} is damaged, encrypted or missing: {error}") from None
 
     def image(self, name: str, side: int) -> np.ndarray:
         """[3, side, side] uint8; greyscale images become RGB."""

@@ -29,7 +29,7 @@ def read(path: str, classes: int) -> list[int]:
     UserError if there is no such file, or something else in it.
     """
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8-sig") as file:
             words = file.read(1_000_000).replace(",", " ").split()
     except (OSError, ValueError) as error:
         raise UserError(

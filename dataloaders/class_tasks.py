@@ -32,8 +32,8 @@ class ClassOptions(StreamOptions):
     class_order: str = option(
         "random",
         "which classes make which task: random follows the seed, as Python's random.shuffle; chrono is as they are"
-        " numbered; old is a fixed random order (CIFAR-100: iCaRL's), super goes by CIFAR-100's superclasses; anything"
-        " else is a file of the classes' numbers in the order in which they are learnt",
+        " numbered; old is the published loaders' fixed order (CIFAR-100: iCaRL's), super goes by CIFAR-100's"
+        " superclasses; anything else is a file of the classes' numbers in the order in which they are learnt",
     )
     scenario: Literal["task", "class"] = option(
         "task",
@@ -43,16 +43,25 @@ class ClassOptions(StreamOptions):
 
     @property
     def wanted(self) -> int:
-        return round(self.samples_per_task * (1 - self.validation))
+        return max(1, round(self.samples_per_task * (1 - self.validation))) if self.samples_per_task > 0 else -1
 
     def most(self, n: int) -> int:
         return round(n / (1 - self.validation))
+
+    def classes_of(self, classes: int) -> int:
+        """How many of the stream's classes are learnt."""
+        return self.n_tasks * self.increment or classes
 
     def check_classes(self, name: str, classes: int, orders: dict) -> None:
         """UserError if the classes cannot be grouped as asked."""
         if classes % self.increment:
             raise UserError(
                 f"--increment {self.increment} does not divide the {classes} classes of {name}: give 5, for example."
+            )
+        if self.increment == 1 and self.scenario == "task":
+            raise UserError(
+                "--increment 1 leaves a task a single class, which nothing competes with: give --increment 2 or more,"
+                " or --scenario class."
             )
         if self.n_tasks > classes // self.increment:
             raise UserError(

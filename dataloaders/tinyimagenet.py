@@ -58,7 +58,7 @@ def _archive_in(source: Path) -> Path:
 def _from_zip(path: Path):
     """The classes (by their WordNet names), and split -> images and labels; the validation images are the test part."""
     with Zip(path) as archive:
-        wnids = sorted(_text(archive, f"{ROOT}/wnids.txt").split())
+        wnids = sorted(set(_text(archive, f"{ROOT}/wnids.txt").split()))
         if len(wnids) != CLASSES:
             raise ArchiveError(f"its wnids.txt names {len(wnids)} classes, expected {CLASSES}")
         train: dict[str, list[str]] = {wnid: [] for wnid in wnids}
@@ -78,7 +78,9 @@ def _from_zip(path: Path):
             wnid = rest.split("\t")[0]
             if wnid not in test:
                 raise ArchiveError(f"its val_annotations.txt names class {wnid[:20]!r}, which wnids.txt has not")
-            test[wnid].append(f"{ROOT}/val/images/{file}")
+            if (name := f"{ROOT}/val/images/{file}") in test[wnid]:
+                raise ArchiveError(f"its val_annotations.txt names {file[:40]} twice")
+            test[wnid].append(name)
         if odd := [wnid for wnid, names in test.items() if len(names) != TEST_COUNT]:
             raise ArchiveError(f"class {odd[0]} has {len(test[odd[0]])} validation images, expected {TEST_COUNT}")
         arrays = {split: _arrays(archive, part) for split, part in (("train", train), ("test", test))}

@@ -220,6 +220,8 @@ class ICaRL(Learner):
         self.pool.parts, self._means = [], None
         kept = self.exemplars
         features = torch.cat([self._features(part) for part in fresh.x.split(CHUNK, dim=1)], dim=1)
+        if self.options.features == "logits" and self.heads is not None:  # as the 2020 code: the task's own outputs
+            features = features * (self.heads.task_of(torch.arange(features.shape[2], device=features.device)) == t)
         means, counts = self._means_of(features, fresh.y)
         here = counts > 0
         x, y = fresh.x, fresh.y

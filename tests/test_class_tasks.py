@@ -14,10 +14,12 @@ from dataloaders import augmentation, image_sets
 from dataloaders.class_orders import SUPERCLASS
 from dataloaders.registry import DATASETS, build_stream
 from dataloaders.stream import TrainingSet
+from model import icarl
 from model.batch import Batch
 from model.gradients import loss_and_gradient
 from model.networks import ConvNet, Heads
 from model.registry import ALGORITHMS
+from utils.config import configure
 from utils.evaluation import evaluate
 from utils.random_streams import generator
 
@@ -252,8 +254,11 @@ QUICK |= dict.fromkeys(("mer_alg6", "mer_alg7"), "--replay_batch_size 5")
 QUICK["mer"] = "--replay_batch_size 5 --batches_per_example 2"
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("scenario", ["task", "class"])
+SCENARIOS = [(name, "task") for name in ALGORITHMS]
+SCENARIOS += [(name, "class") for name, algorithm in ALGORITHMS.items() if not algorithm.needs_task]
+
+
+@pytest.mark.parametrize(("name", "scenario"), SCENARIOS)
 def test_every_algorithm_learns_and_goes_on_on_classes(name, scenario, train, run, killed):
     line = f"--model {name} --scenario {scenario} --samples_per_task 30 --n_epochs {1 + (name == 'iid')}"
     line += f" {QUICK.get(name, '')}"
@@ -269,6 +274,34 @@ def test_every_algorithm_learns_and_goes_on_on_classes(name, scenario, train, ru
     resumed = run(f"--resume {folder}", small=False)
     told = {f"{seed}/training_parameters.json" for seed in (0, 1)}  # how often there are checkpoints is there
     assert set(differences(whole.folder, resumed.folder)) == told
+
+
+@pytest.mark.parametrize(("wanted", "validation", "n"), [(4, 0.9, 1), (1, 0.5, 1), (20, 0.1, 18), (0, 0.5, 50)])
+def test_a_small_task_is_never_taken_for_a_whole_one(wanted, validation, n, cifar):
+    assert cifar(samples_per_task=wanted, validation=validation).training_size(0) == n
+
+
+def test_more_than_one_epoch_is_multi_pass():
+    def glances(line):
+        return configure(f"--model lamaml --dataset cifar100 {line}".split()).learner.glances
+
+    assert [glances(line) for line in ("", "--n_epochs 1", "--n_epochs 5", "--n_epochs 10")] == [10, 10, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["", "--as_published"])
+def test_icarl_as_published_herds_on_the_outputs_of_the_task(mode, train, monkeypatch):
+    used, original = [], icarl.herding
+
+    def herding(features, *args):
+        used.append(features.abs().sum(dim=(0, 1)).nonzero().flatten().tolist())
+        return original(features, *args)
+
+    monkeypatch.setattr(icarl, "herding", herding)
+    train(f"--model icarl --samples_per_task 30 {mode}")
+    if mode:
+        assert used[0] == list(range(5)) and set(used[1]) >= set(range(5, 10))
+    else:
+        assert len(used[0]) > 5
 
 
 def test_packed_equals_solo_on_images(train):
@@ -320,6 +353,10 @@ def test_task_aware_and_task_agnostic_accuracy(cifar):
     [
         ("--dataset cifar100 --increment 7", ["--increment 7", "100 classes"]),
         ("--dataset cifar100 --n_tasks 21", ["--n_tasks 21", "at most 20"]),
+        ("--dataset cifar100 --increment 1", ["--increment 1", "--scenario class"]),
+        ("--dataset cifar100 --model independent --scenario class", ["independent", "--scenario class"]),
+        ("--dataset cifar100 --model taskinput --scenario class", ["taskinput", "--scenario class"]),
+        ("--dataset cifar100 --n_tasks 2 --model icarl --n_memories 9", ["--n_memories 9", "10 classes"]),
         ("--dataset tinyimagenet --class_order super", ["--class_order super", "tinyimagenet"]),
         ("--dataset cifar100 --class_order nosuch", ["--class_order nosuch", "random, chrono"]),
         ("--dataset cifar100 --samples_per_task 5000", ["--samples_per_task 5000", "2500"]),

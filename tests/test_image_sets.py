@@ -187,6 +187,8 @@ TINY_FAULTS = [
     (_without("val_9.JPEG"), "val_9.JPEG"),
     (lambda m: {**m, "tiny-imagenet-200/val/val_annotations.txt": b"val_0.JPEG\tnosuch"}, "nosuch"),
     (lambda m: {**m, "tiny-imagenet-200/wnids.txt": b"n1 n2"}, "names 2 classes"),
+    (lambda m: {**m, (key := "tiny-imagenet-200/wnids.txt"): m[key].replace(b"n00000007", b"n00000008")}, "names 199"),
+    (lambda m: {**m, (key := "tiny-imagenet-200/val/val_annotations.txt"): m[key] + b"\n" + m[key]}, "twice"),
 ]
 
 
@@ -201,6 +203,30 @@ def test_a_file_that_is_no_archive_and_a_folder_without_one(name, tmp_path, caps
     assert "--source" in refused(name, tmp_path, capsys)
     (tmp_path / ("cifar100.zip" if name == "cifar100" else "tiny-imagenet-200.zip")).write_bytes(b"PK no zip")
     assert "no readable zip file" in refused(name, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("fault", ["deflate", "encrypted", "version", "name"])
+def test_zip_files_that_python_cannot_read_are_refused(fault, small, tmp_path, capsys):
+    path = tmp_path / "tiny-imagenet-200.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in tiny_members(2).items():
+            archive.writestr(name, content)
+        first = archive.getinfo("tiny-imagenet-200/wnids.txt")
+        start = first.header_offset + 30 + len(first.filename)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first entry of the central directory: that of wnids.txt
+    if fault == "deflate":
+        content[start : start + 4] = b"\xff\xff\xff\xff"
+    elif fault == "encrypted":
+        content[first.header_offset + 6] |= 1
+        content[entry + 8] |= 1
+    elif fault == "version":
+        content[entry + 6] = 99
+    else:
+        content[entry + 9] |= 8  # names are UTF-8
+        content[entry + 46] = 0xFF
+    path.write_bytes(bytes(content))
+    assert "cannot be imported" in refused("tinyimagenet", tmp_path, capsys)
 
 
 def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, monkeypatch, capsys):

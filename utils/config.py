@@ -391,8 +391,16 @@ def _check(config: Config) -> None:
             f"--model {config.algorithm.name} has weights of its own for every task, and {config.dataset.name} does not"
             " tell the task: choose another --model, such as er, or another --dataset."
         )
+    if config.algorithm.needs_task and getattr(config.stream, "scenario", "task") == "class":
+        raise UserError(
+            f"--model {config.algorithm.name} has weights of its own for every task, and --scenario class does not tell"
+            " the task: choose another --model, such as er, or --scenario task."
+        )
     if hasattr(config.learner, "check"):
-        config.learner.check(config.algorithm.name, run.batch_size, config.dataset.n_classes)
+        classes = config.dataset.n_classes
+        if config.dataset.images:
+            classes = config.stream.classes_of(classes)
+        config.learner.check(config.algorithm.name, run.batch_size, classes)
 
 
 # ---------------------------------------------------------------- what the user can read

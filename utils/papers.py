@@ -57,10 +57,9 @@ def read(path: Path) -> list[Row]:
 def default_row(model: str, dataset: str, n_epochs: int | None = None) -> Row | None:
     """The row whose settings are the defaults of this pair, if there is one.
 
-    n_epochs: as asked for, if it was; the row "multipass" applies where that is the number of its epochs.
+    n_epochs: as asked for, if it was; the row "multipass", if there is one, applies where it is more than 1.
     """
     found = {row.variant: row for row in rows() if (row.model, row.dataset) == (model, dataset)}
-    multipass = found.get("multipass")
-    if multipass and n_epochs == multipass.settings.get("n_epochs"):
-        return multipass
+    if n_epochs is not None and n_epochs > 1 and "multipass" in found:
+        return found["multipass"]
     return found.get("")

@@ -38,7 +38,7 @@ def keep(folder: Path) -> Path:
         summary = json.loads((folder / "summary.json").read_text())
         seed = next(iter(summary["status_of_seeds"]))
         parameters = json.loads((folder / seed / "training_parameters.json").read_text())
-    except (OSError, ValueError, KeyError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UserError(f"{folder} is no record of a run ({error}): give a folder that has a summary.json.") from None
     if summary["status"] != "completed":
         raise UserError(f"the run in {folder} is {summary['status']}: only completed runs are kept.")
@@ -65,8 +65,15 @@ def _is(row: papers.Row, summary: dict, options: dict) -> bool:
     return all(options.get(name, value) == value for name, value in wanted.items())
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}".replace("0.", ".", 1)
+def _text(mean: float, std: float | None = None) -> str:
+    """Fractions without the zero before the point."""
+    numbers = [f"{value:.4f}".replace("0.", ".", 1) for value in (mean, std) if value is not None]
+    return " ± ".join(numbers)
+
+
+def _record(name: str) -> dict | None:
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def measured(name: str, metric: str = RA, seeds: int = 5) -> str:
@@ -74,29 +81,22 @@ def measured(name: str, metric: str = RA, seeds: int = 5) -> str:
 
     The number of seeds is told where it is not `seeds`.
     """
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
+    record = _record(name)
+    if record is None:
         return "–"
-    record = json.loads(path.read_text())
     if metric not in record["metrics"]:
         raise UserError(f"{metric} is not known: {nearest(metric, record['metrics'])}.")
     found, n = record["metrics"][metric], len(record["seeds"])
     if found["mean"] is None:
         return "–"
-    spread = "" if found["std"] is None else f" ± {_number(found['std'])}"
-    return _number(found["mean"]) + spread + (f" ({n} seed{'s' * (n > 1)})" if n != seeds else "")
-
-
-def _quoted(values, digits: int = 4) -> str:
-    return f"{values[0]:.{digits}f}".lstrip("0") + "".join(f" ± {v:.{digits}f}".replace("0.", ".") for v in values[1:])
+    return _text(found["mean"], found["std"]) + (f" ({n} seed{'s' * (n > 1)})" if n != seeds else "")
 
 
 def _cost(name: str) -> dict[str, str]:
     """What the record of this name took, all seeds together."""
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
+    record = _record(name)
+    if record is None:
         return dict.fromkeys(("minutes", "memory", "device"), "–")
-    record = json.loads(path.read_text())
     minutes = (record["train_seconds"] + record["evaluation_seconds"]) / 60
     memory = f"{record['peak_memory_bytes'] / 1e9:.1f} GB"
     return {"minutes": f"{minutes:.0f}", "memory": memory, "device": record["options"]["device"]}
@@ -115,12 +115,12 @@ def table(dataset: str) -> str:
         deviates = ALGORITHMS[row.model].deviations(images)
         cells = {
             "": f"`{row.model}`" + (f", {variant}" if variant else ""),
-            "published": _quoted(row.published[RA]) if RA in row.published else "–",
+            "published": _text(*row.published[RA]) if RA in row.published else "–",
             "its program": ", ".join(f"{value:.3f}".lstrip("0") for value in row.program.get(RA, ())) or "–",
             "**default**": f"**{measured(row.name, RA, seeds)}**",
             "as published": measured(f"{row.name}-as_published", RA, seeds) if deviates else "the same",
             "learning accuracy": measured(row.name, LA, seeds),
-            "published BTI": _quoted(row.published[BTI]) if BTI in row.published else "–",
+            "published BTI": _text(*row.published[BTI]) if BTI in row.published else "–",
             "BTI": measured(row.name, BTI, seeds),
         }
         if images:
