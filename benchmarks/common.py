@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import platform
+import statistics
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -44,6 +46,22 @@ def machine(o: OnDevice) -> dict:
     """What the figures were measured on."""
     name = platform.machine() if o.device == "cpu" else torch.cuda.get_device_name(o.device)
     return {"device": o.device, "machine": name, "threads": o.threads, "torch": torch.__version__}
+
+
+def matmul_gflops(device: str) -> float:
+    """What the machine gives just now: 1e9 floating-point operations a second, in a product of 1024 x 1024 floats.
+
+    Machines that are shared differ by half from hour to hour; figures that are not ratios need this beside them.
+    """
+    a = torch.randn(1024, 1024, device=device)
+    seconds = []
+    for _ in range(20):
+        began = time.perf_counter()
+        a @ a
+        if device != "cpu":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 1024**3 / statistics.median(seconds) / 1e9
 
 
 def write(out: str, content: dict) -> None:

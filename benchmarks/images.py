@@ -4,8 +4,9 @@
     uv run python -m benchmarks.images [--device cuda] [--threads 1] [--models er lamaml] [--replicas 1 3] [--out FILE]
 
 Each algorithm runs with its default settings for cifar100 (papers/: the published single pass) on random images, in the
-third task, with its memory full. Figures are medians, per observed batch (10 images; one for MER) and replica. The 2020
-code's figures are of one core of a machine like the one that results/images_cpu.json names, and of one replica.
+third task, with its memory full. Figures are medians, per observed batch (10 images; one for MER) and replica;
+matmul_gflops is the speed that the machine had after each row. The 2020 code's figures are of one core of a machine
+like the one that results/images_cpu.json names, and of one replica, in an hour of unknown speed.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from benchmarks.common import OnDevice, machine, options, write
+from benchmarks.common import OnDevice, machine, matmul_gflops, options, write
 from model.batch import Batch
 from model.memory import Reservoir
 from model.networks import Heads, build_network
@@ -90,6 +91,7 @@ def main():
         found = {str(n): round(milliseconds(name, n, o), 1) for n in counts}
         best = min(found.values())
         row = {"model": name, "ms_per_replica": found, "published_ms": PUBLISHED.get(name)}
+        row["matmul_gflops"] = round(matmul_gflops(o.device))
         row["times_faster"] = round(PUBLISHED[name] / best, 1) if name in PUBLISHED else None
         rows.append(row)
         print(f"{name:12}", *(f"{n} replicas {ms:9.1f} ms" for n, ms in found.items()), row["times_faster"], flush=True)
