@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dataloaders import cifar100, mnist, tinyimagenet
+from dataloaders import cifar100, mnist, omniglot, tinyimagenet
 from utils.command_line import one_sentence, parse
 from utils.errors import UserError, nearest
 from utils.options import option, options_of
@@ -28,6 +28,7 @@ SOURCES = {
     "mnist": Source(mnist.is_present, mnist.fetch, ("rotations", "permutations", "manypermutations")),
     "cifar100": Source(cifar100.is_present, cifar100.fetch),
     "tinyimagenet": Source(tinyimagenet.is_present, tinyimagenet.fetch),
+    "omniglot": Source(omniglot.is_present, omniglot.fetch),
 }
 
 

@@ -50,11 +50,15 @@ class Zip:
 
     def image(self, name: str, side: int) -> np.ndarray:
         """[3, side, side] uint8; greyscale images become RGB."""
+        return np.asarray(self.picture(name, side, "RGB")).transpose(2, 0, 1)
+
+    def picture(self, name: str, side: int, mode: str) -> Image.Image:
+        """The image of this name, of side x side pixels, in one of Pillow's modes."""
         try:
             with Image.open(io.BytesIO(self.read(name))) as image:
                 if image.size != (side, side):
                     raise ArchiveError(f"{name} is {image.size[0]} x {image.size[1]} pixels, expected {side} x {side}")
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+                return image.convert(mode)
         except ArchiveError:
             raise
         except Exception as error:  # Pillow raises nearly anything for a damaged image

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import get_data
-from dataloaders import archives, cifar100, image_sets, tinyimagenet
+from dataloaders import archives, cifar100, image_sets, omniglot, tinyimagenet
 
 ROOT = Path(__file__).parent.parent
 CIFAR_CLASSES = [f"class{i:02d}" for i in range(100)]
@@ -75,6 +75,8 @@ def small(monkeypatch):
     """The counts of the small archives, and the digest of what is in the small CIFAR."""
     monkeypatch.setattr(cifar100, "COUNTS", {"train": 2, "test": 1})
     monkeypatch.setattr(tinyimagenet, "TEST_COUNT", 1)
+    monkeypatch.setattr(omniglot, "CHARACTERS", {"train": 3, "test": 2})
+    monkeypatch.setattr(omniglot, "DRAWINGS", 2)
     digest = hashlib.sha256()
     for split in cifar100.COUNTS:
         labels, images = zip(*cifar_images(split), strict=True)
@@ -276,3 +278,82 @@ def test_damage_on_the_disk_is_found_when_the_set_is_opened(file, small, tmp_pat
         cifar100.load(tmp_path / "data")
     fetch("cifar100", tmp_path)
     assert cifar100.is_present(tmp_path / "data")
+
+
+# ---------------------------------------------------------------- Omniglot
+
+
+CHARACTERS = {
+    "background": ("Greek/character01", "Greek/character02", "Latin/character01"),
+    "evaluation": ("Oriya/a", "Oriya/b"),
+}
+
+
+def drawing(character: str, drawer: int) -> np.ndarray:
+    """Paper with one black square whose place tells the character and the drawer."""
+    picture = np.full((105, 105), 255, np.uint8)
+    row = 20 * (1 + sorted(name for names in CHARACTERS.values() for name in names).index(character) % 4)
+    picture[row - 15 : row + 15, 30 * drawer : 30 * drawer + 30] = 0
+    return picture
+
+
+def omniglot_members() -> dict[str, dict[str, bytes]]:
+    """Part -> the members of its archive, two drawings of each character, the later one first."""
+    return {
+        part: {
+            f"images_{part}/{name}/{i:04d}_{drawer:02d}.png": encoded(drawing(name, drawer))
+            for i, name in enumerate(names)
+            for drawer in (2, 1)
+        }
+        for part, names in CHARACTERS.items()
+    }
+
+
+def write_omniglot(folder: Path, members: dict[str, dict[str, bytes]]) -> None:
+    for part, content in members.items():
+        zipped(folder / f"images_{part}.zip", content)
+
+
+def test_omniglot_comes_in_at_both_sizes_whatever_the_order_of_the_files(small, tmp_path, capsys):
+    write_omniglot(tmp_path, omniglot_members())
+    fetch("omniglot", tmp_path)
+    names = [name for part in CHARACTERS.values() for name in part]
+    for side in (28, 84):
+        found, _ = omniglot.load(tmp_path / "data", side)
+        assert found.classes == names
+        assert found.labels["train"].tolist() == [0, 0, 1, 1, 2, 2] and found.labels["test"].tolist() == [3, 3, 4, 4]
+        assert found.images["train"].shape == (6, 1, side, side) and found.images["train"].dtype == torch.uint8
+        for split, labels in found.labels.items():
+            for n, (image, label) in enumerate(zip(found.images[split], labels.tolist(), strict=True)):
+                expected = Image.fromarray(drawing(names[label], 1 + n % 2)).resize(
+                    (side, side), omniglot.SIZES[side][1]
+                )
+                assert np.array_equal(image[0], np.asarray(expected)), "paper stays white"
+    get_data.main(["omniglot", "--data_path", str(tmp_path / "data")])
+    assert "already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "damage", "said"),
+    [
+        ("evaluation", _without("Oriya/b"), "has 1 characters, expected 2"),
+        ("background", _without("Latin/character01/0002_02"), "Latin/character01 has 1 drawings"),
+        ("background", lambda m: {**m, "images_background/Greek/character01/9999_02.png": b""}, "two drawings 02"),
+        ("evaluation", lambda m: {name: encoded(np.zeros((28, 28), np.uint8)) for name in m}, "28 x 28 pixels"),
+        ("evaluation", lambda m: dict.fromkeys(m, b"no image"), "no readable image"),
+        ("background", lambda m: {**m, "../escaped.png": b""}, "outside the folder"),
+    ],
+)
+def test_an_omniglot_archive_that_is_not_as_it_should_be_is_refused(part, damage, said, small, tmp_path, capsys):
+    members = omniglot_members()
+    write_omniglot(tmp_path, {**members, part: damage(members[part])})
+    message = refused("omniglot", tmp_path, capsys)
+    assert said in message and f"images_{part}.zip" in message
+
+
+def test_omniglot_needs_both_archives(small, tmp_path, capsys):
+    members = omniglot_members()
+    write_omniglot(tmp_path, {"background": members["background"]})
+    assert "images_evaluation.zip" in refused("omniglot", tmp_path, capsys)
+    with pytest.raises(omniglot.UserError, match="has no omniglot84.*get_data.py omniglot"):
+        omniglot.load(tmp_path / "data", 84)
