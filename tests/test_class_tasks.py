@@ -281,6 +281,11 @@ def test_a_small_task_is_never_taken_for_a_whole_one(wanted, validation, n, cifa
     assert cifar(samples_per_task=wanted, validation=validation).training_size(0) == n
 
 
+def test_icarl_needs_room_only_for_the_classes_that_are_learnt(train):
+    result = train("--model icarl --samples_per_task 30 --n_memories 10")
+    assert result.exit_code == 0 and (result.metrics["retained_accuracy"] > 0).all()
+
+
 def test_more_than_one_epoch_is_multi_pass():
     def glances(line):
         return configure(f"--model lamaml --dataset cifar100 {line}".split()).learner.glances
