@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from dataloaders import cifar100, class_orders, mnist, shifts, tinyimagenet
+from dataloaders import cifar100, class_orders, mnist, omniglot, shifts, tinyimagenet
 from dataloaders.class_tasks import ClassOptions, ClassTasks
 from dataloaders.published import PublishedTasks
 from dataloaders.stream import ShiftedImages, Stream, StreamOptions
+from dataloaders.trajectories import DRAWINGS, Trajectory, TrajectoryOptions
 from utils.errors import UserError
 from utils.options import option
 
@@ -40,7 +41,7 @@ class Dataset:
     tasks have classes of their own; 0 if that depends on what was imported. n_classes: outputs of the network. presets:
     defaults where they differ from the options' own. published: name of a ready-made file that is used instead of
     `build` where it lies in data_path. gives_task: a learner is told which task an example is of, at test time too.
-    orders: named orders of the classes.
+    orders: named orders of the classes. meta_trains: whether it has classes for meta-training.
     """
 
     name: str
@@ -54,11 +55,12 @@ class Dataset:
     published: str = ""
     gives_task: bool = True
     orders: dict = dataclasses.field(default_factory=dict)
+    meta_trains: bool = False
 
     @property
     def images(self) -> bool:
         """Whether its examples are images, rather than flat."""
-        return issubclass(self.options, ClassOptions)
+        return issubclass(self.options, ClassOptions | TrajectoryOptions)
 
     def check(self, options: StreamOptions, data_path) -> None:
         """UserError if the tasks cannot be as asked, before any data are loaded (but for published files)."""
@@ -103,6 +105,10 @@ def _cifar100(options: ClassOptions, data_path) -> Stream:
 def _tinyimagenet(options: ClassOptions, data_path) -> Stream:
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     return ClassTasks("tinyimagenet", options, *tinyimagenet.load(data_path), 500, class_orders.TINYIMAGENET, mean, std)
+
+
+def _omniglot(options: TrajectoryOptions, data_path) -> Stream:
+    return Trajectory("omniglot", options, *omniglot.load(data_path, int(options.image_size)), 1000)
 
 
 def _rotated(options: RotationOptions):
@@ -180,6 +186,23 @@ DATASETS: dict[str, Dataset] = {
             200,
             {"arch": "pc_cnn"},
             orders=class_orders.TINYIMAGENET,
+        ),
+        Dataset(
+            "omniglot",
+            _omniglot,
+            TrajectoryOptions,
+            "meta-training on Omniglot's background alphabets, then 600 characters of the others, 15 images each",
+            "Javed and White 2019, Beaulieu et al. 2020; images: Lake, Salakhutdinov, Tenenbaum 2015",
+            DRAWINGS,
+            1000,
+            {
+                "arch": "anml_cnn",
+                "channels": 256,
+                "batch_size": 1,
+                "evaluate_tasks": "new",
+                "evaluate_after": (10, 50, 75, 100, 200, 300, 400, 600),
+            },
+            meta_trains=True,
         ),
     )
 }

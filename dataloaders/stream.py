@@ -79,7 +79,8 @@ class Stream(abc.ABC):
         classes_per_task: outputs that belong to each task, one task's after the other's; 0 where all share them.
         input_shape: of one example. n_classes: outputs the network needs. task_names: one per task, for people.
         scale: raw uint8 values are divided by it. fingerprint: a digest of the data behind it, so that a run never goes
-            on with others than it began with. notes: sentences that the user should read.
+            on with others than it began with. background: raw images of classes for meta-training, [classes, n,
+            *input_shape]; None: there are none. notes: sentences that the user should read.
     """
 
     name: str

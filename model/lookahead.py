@@ -166,13 +166,18 @@ class LookaheadMAML(Learner):
             if o.learn_lr:
                 self.rates.sub_(clip_by_norm_(grad_rates, o.grad_clip_norm), alpha=o.opt_lr)
             clip_by_norm_(grad_weights, o.grad_clip_norm)
-            if o.sync_update:
-                self.weights.sub_(grad_weights, alpha=o.opt_wt)
-            else:
-                self.weights.addcmul_(self.rates.relu(), grad_weights, value=-1)
+            self._step(grad_weights)
             if glance == 0 and self.epoch == 0:
                 self.memory.add(batch)
         return loss
+
+    def _step(self, gradient: Tensor, columns: slice = slice(None)) -> None:
+        """Moves these columns of the weights along their meta-gradient."""
+        weights, gradient = self.weights[:, columns], gradient[:, columns]
+        if self.options.sync_update:
+            weights.sub_(gradient, alpha=self.options.opt_wt)
+        else:
+            weights.addcmul_(self.rates[:, columns].relu(), gradient, value=-1)
 
     def _glance(self, arrived: Batch, first: bool) -> tuple[Batch, Batch]:
         """The batch in a fresh order, and with a fresh replay draw; the first glance at it is watched for alignment."""

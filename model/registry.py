@@ -12,6 +12,7 @@ from model.learner import Learner
 from model.lookahead import LookaheadMAML, LookaheadOptions
 from model.mer import MER, MERAlg6, MERAlg6Options, MERAlg7, MERAlg7Options, MEROptions
 from model.meta_bgd import MetaBGD, MetaBGDOptions
+from model.oml import OML, OMLOptions, oml_network
 from model.online import Online, OnlineOptions
 from model.per_task import (
     Independent,
@@ -37,7 +38,7 @@ class Algorithm:
     as_published: what --as_published sets, each an ordinary option that undoes one correction of ours;
     as_published_images: the same where the published program differs on streams of images.
     joint: trained on all tasks mixed instead of one after the other. needs_task: predicts only if it is told the task.
-    network: (the network that the options describe, number of tasks) -> the one it learns. aliases: older names.
+    network: (the network of NetworkOptions, number of tasks, options) -> the one it learns. aliases: older names.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Algorithm:
     as_published_images: dict = dataclasses.field(default_factory=dict)
     joint: bool = False
     needs_task: bool = False
-    network: Callable = lambda network, n_tasks: network
+    network: Callable = lambda network, n_tasks, options: network
     aliases: tuple[str, ...] = ()
 
     def deviations(self, images: bool) -> dict:
@@ -83,6 +84,23 @@ ALGORITHMS: dict[str, Algorithm] = {
         ),
         _lookahead("sync", "Sync La-MAML: learns the rates, but steps the weights with a fixed one", True, True),
         _lookahead("cmaml", "C-MAML: the same objective with fixed rates in both loops", False, True),
+        Algorithm(
+            "oml",
+            OML,
+            OMLOptions,
+            "OML: meta-learns features under which the output layer learns class after class",
+            "Javed and White 2019, Meta-Learning Representations for Continual Learning (arXiv 1905.12588)",
+            network=oml_network,
+        ),
+        Algorithm(
+            "anml",
+            OML,
+            OMLOptions,
+            "ANML: the same with a neuromodulatory network that gates the features",
+            "Beaulieu et al. 2020, Learning to Continually Learn (arXiv 2002.09571)",
+            presets={"scope": "prediction", "gate": True},
+            network=oml_network,
+        ),
         Algorithm(
             "er",
             ER,

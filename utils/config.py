@@ -15,7 +15,7 @@ from dataloaders.registry import DATASETS, Dataset
 from dataloaders.stream import StreamOptions
 from model.networks import NetworkOptions
 from model.registry import ALGORITHMS, ALIASES, Algorithm, variant_of
-from utils import papers, parameters
+from utils import papers, parameters, saved_network
 from utils.command_line import Parser, check_device, flag_line, show
 from utils.errors import UserError, nearest
 from utils.options import Option, option, options_of
@@ -36,11 +36,21 @@ class RunOptions:
         "tasks in the evaluations between the first and the last: seen is those learnt so far and the next one, all"
         " that the metrics need; new is the one just learnt and the next, without forgetting and anytime accuracy",
     )
+    evaluate_after: tuple[int, ...] = option(
+        (),
+        "numbers of tasks after which all tasks learnt so far are evaluated, whatever --evaluate_tasks says (default:"
+        " none)",
+    )
     calc_test_accuracy: bool = option(
         False, "with --evaluate_on validation, also evaluate on the test data at the end of each task"
     )
     log_alignment: bool = option(
         False, "record at each evaluation how the gradients of new and replayed examples agree, and the learned rates"
+    )
+    pretrained: str = option(
+        "",
+        "saved network to start from: the network.pt of an earlier run, or the folder of a run that has one for every"
+        " seed; it is not meta-trained again",
     )
     expt_name: str = option("run", "first part of the name of the run's record")
     log_dir: str = option("logs", "folder that records are written to", flags=("save_path",))
@@ -188,7 +198,11 @@ def _known_options() -> dict[str, Option]:
         *(d.options for d in DATASETS.values()),
         *(a.options for a in ALGORITHMS.values()),
     ]
-    return {name: o for cls in classes for name, o in options_of(cls).items()}
+    known: dict[str, Option] = {}
+    for name, o in (item for cls in classes for item in options_of(cls).items()):
+        flags = {*o.flags, *(known[name].flags if name in known else ())}
+        known[name] = dataclasses.replace(o, flags=tuple(sorted(flags)))
+    return known
 
 
 def _parse(argv: list[str]) -> dict[str, str | list[str]]:
@@ -214,6 +228,12 @@ def resolve(given: dict) -> Config:
     resume = given.pop("resume", None)
     if resume not in (None, "auto"):
         return _resumed(Path(resume), given)
+    return _resolve(given, auto=resume == "auto")
+
+
+def _resolve(given: dict, auto: bool = False, begun: bool = False) -> Config:
+    """The same, for anything but --resume FOLDER. begun: given is all that a run was told when it began."""
+    given = dict(given)
     notes: list[str] = []
     algorithm = _algorithm(given, notes)
     dataset = _dataset(given)
@@ -237,6 +257,9 @@ def resolve(given: dict) -> Config:
     layers += [(row.file, row.settings)] if row else []
     if as_published:
         layers += [("--as_published", algorithm.deviations(dataset.images))]
+    if given.get("pretrained") and not begun:
+        saved = saved_network.settings(given["pretrained"], seeds, known, given)
+        layers += [(f"--pretrained {given['pretrained']}", saved)]
     layers += [("command line", given)]
     values = {name: o.default for name, o in known.items()}
     sources = dict.fromkeys(known, "default")
@@ -247,7 +270,7 @@ def resolve(given: dict) -> Config:
     parts = {group: cls(**{name: values[name] for name in options_of(cls)}) for group, cls in groups.items()}
     config = Config(algorithm, dataset, seeds, as_published, **parts, sources=sources, notes=tuple(notes))
     _check(config)
-    return dataclasses.replace(config, resume_auto=resume == "auto")
+    return dataclasses.replace(config, resume_auto=auto)
 
 
 def _resumed(folder: Path, given: dict) -> Config:
@@ -269,8 +292,8 @@ def _resumed(folder: Path, given: dict) -> Config:
     _refuse_other(folder, resolve({**asked, "device": "cpu"}).names() if asked else {}, told, asked)
     given = {name: value for name, value in given.items() if name not in asked}
     kept = {name: value for name, value in begun.items() if name != ("device" if "cuda" in given else None)}
-    config = resolve({**kept, **given})
-    former = resolve({name: value for name, value in begun.items() if name not in MAY_CHANGE})
+    config = _resolve({**kept, **given}, begun=True)
+    former = _resolve({name: value for name, value in begun.items() if name not in MAY_CHANGE}, begun=True)
     now, before = ({**c.values, "as_published": c.as_published} for c in (config, former))
     changed = {name: value for name, value in now.items() if name not in MAY_CHANGE and value != before[name]}
     _refuse_other(folder, changed, before, changed)
@@ -396,9 +419,19 @@ def _check(config: Config) -> None:
             f"--model {config.algorithm.name} has weights of its own for every task, and --scenario class does not tell"
             " the task: choose another --model, such as er, or --scenario task."
         )
+    if run.evaluate_on == "validation" and config.dataset.meta_trains:
+        raise UserError(
+            f"--evaluate_on validation is not for {config.dataset.name}, which keeps whole classes apart: give"
+            " --trajectory validation."
+        )
+    if getattr(config.learner, "meta_iterations", 0) and not config.dataset.meta_trains:
+        raise UserError(
+            f"--meta_iterations {config.learner.meta_iterations} needs classes to meta-train on, and"
+            f" {config.dataset.name} has none: choose --dataset omniglot, or drop it."
+        )
     if hasattr(config.learner, "check"):
         classes = config.dataset.n_classes
-        if config.dataset.images:
+        if hasattr(config.stream, "classes_of"):
             classes = config.stream.classes_of(classes)
         config.learner.check(config.algorithm.name, run.batch_size, classes)
 

@@ -13,7 +13,7 @@ import tqdm
 
 from dataloaders.registry import build_stream
 from model.networks import Heads, build_network
-from utils import parameters, run_folder
+from utils import parameters, run_folder, saved_network
 from utils.checkpoint import Checkpoints
 from utils.config import Config
 from utils.console import Tolerant, say
@@ -133,6 +133,8 @@ class _Run:
                 self.loop.load_state_dict(checkpoint["loop"])
                 self.resumed_at_steps = (*checkpoint["resumed_at_steps"], self.loop.step)
                 self.peak_memory = checkpoint["peak_memory_bytes"]
+            elif config.run.pretrained:
+                saved_network.put_into(self.loop.learner, config.run.pretrained)
             state = checkpoint and checkpoint["record"]
             self.record = Record(config, folder, self.learned_at, n_phases, state)
             self.notes += self.record.notes
@@ -152,7 +154,7 @@ class _Run:
         config = self.config
         heads = Heads(stream.n_classes, stream.classes_per_task, stream.scenario) if stream.classes_per_task else None
         network = build_network(config.network, stream.input_shape, stream.n_classes, heads)
-        network = config.algorithm.network(network, stream.n_tasks)
+        network = config.algorithm.network(network, stream.n_tasks, config.learner)
         learner = config.algorithm.learner(network, config.learner, config.seeds, device=self.device)
         if config.run.log_alignment:
             learner.watch_alignment()
@@ -161,7 +163,7 @@ class _Run:
     def _loop_options(self) -> dict:
         o = self.config.run
         return {
-            **{name: getattr(o, name) for name in ("n_epochs", "batch_size", "log_every", "evaluate_tasks")},
+            **{name: getattr(o, name) for name in ("n_epochs", "batch_size", "log_every", "evaluate_tasks", "evaluate_after")},
             "splits": (o.evaluate_on,),
             "final_splits": ("test",) if o.calc_test_accuracy and o.evaluate_on != "test" else (),
         }
@@ -205,6 +207,9 @@ class _Run:
             for event in loop:
                 self.record.add(event)
                 if isinstance(event, Evaluation):
+                    if event.phase == -1 and loop.learner.pretraining_steps:
+                        network, weights = loop.learner.network, loop.learner.weights
+                        self.record.save_networks(network.layout.named(weights))
                     accuracy = self._accuracy(event) or accuracy
                 else:
                     if bar.n + 1 >= bar.last_print_n + bar.miniters or bar.n % 50 == 0:

@@ -60,7 +60,7 @@ class Loop:
         n_epochs, batch_size, log_every: see RunOptions.
         splits: what is evaluated at each evaluation; the first is the one that the metrics are of.
         final_splits: what is evaluated at the ends of phases only.
-        evaluate_tasks: see RunOptions; for phases of several tasks, "task" there is phase.
+        evaluate_tasks, evaluate_after: see RunOptions; for phases of several tasks, "task" there is phase.
         task_agnostic: also evaluate without telling the task; accuracies named <split>_task_agnostic.
 
     Iterating yields a Step after every batch and an Evaluation before the first, at the end of each phase, and after
@@ -83,11 +83,13 @@ class Loop:
         splits,
         final_splits=(),
         evaluate_tasks="all",
+        evaluate_after=(),
         task_agnostic=False,
     ):
         self.learner, self.stream, self.phases = learner, stream, phases
         self.n_epochs, self.batch_size, self.log_every = n_epochs, batch_size, log_every
         self.splits, self.final_splits, self.evaluate_tasks = splits, final_splits, evaluate_tasks
+        self.evaluate_after = set(evaluate_after)
         self.task_agnostic = task_agnostic
         self.divergence = Divergence(len(learner.seeds))
         self.done = self.step = 0
@@ -212,7 +214,7 @@ class Loop:
         """The tasks to evaluate in or after a phase; None for all."""
         if self.evaluate_tasks == "all" or phase in (-1, len(self.phases) - 1):
             return None
-        first = phase if self.evaluate_tasks == "new" else 0
+        first = phase if self.evaluate_tasks == "new" and phase + 1 not in self.evaluate_after else 0
         return {t for tasks in self.phases[first : phase + 2] for t in tasks}
 
     def _end_lap(self) -> None:

@@ -9,6 +9,7 @@
         accuracy_matrix.csv         row: after task i; column: accuracy on task j (fraction)
         evaluations.csv, alignment.csv      the same at every evaluation; see docs/records.md
         results.txt, results.pt     as the La-MAML and MER programs wrote them
+        network.pt                  the network as meta-training left it, if there was any
         accuracy_matrix.png, task_accuracy.png, alignment.png, TensorBoard events
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import atomic, legacy, plots, tensors
+from utils import atomic, legacy, plots, saved_network, tensors
 from utils.config import Config
 from utils.divergence import Fault
 from utils.errors import UserError
@@ -162,6 +163,14 @@ class Record:
             for name, values in evaluation.statistics.items():
                 board.scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
             board.flush()
+
+    def save_networks(self, weights: dict[str, torch.Tensor]) -> None:
+        """Writes network.pt for every seed. weights: name -> [seeds, ...]."""
+        options = self.run_folder.parameters["options"]
+        with self._writing():
+            for replica, seed in enumerate(self.config.seeds):
+                mine = {name: values[replica] for name, values in weights.items()}
+                saved_network.save(self._seed_folder(seed), self.config.algorithm.name, options, mine)
 
     def close(self, outcome: Outcome) -> Result:
         """Writes every file that is left to write, the summary last."""

@@ -10,6 +10,7 @@ import math
 from typing import Literal
 
 from model.networks.base import Layout, Network
+from model.networks.blocks import BlockNet, anml_blocks, oml_blocks
 from model.networks.convolutional import ConvNet
 from model.networks.heads import Heads
 from model.networks.losses import cross_entropy
@@ -19,22 +20,27 @@ from utils.options import option
 
 __all__ = ["MLP", "ConvNet", "Heads", "Layout", "Network", "NetworkOptions", "build_network", "cross_entropy"]
 
+#: Networks made of blocks: name -> blocks of so many channels.
+BLOCKS = {"anml_cnn": anml_blocks, "oml_cnn": oml_blocks}
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-    arch: Literal["linear", "pc_cnn"] = option(
-        "linear", "network: linear is a multi-layer perceptron with ReLU, pc_cnn convolutions of stride 2 with ReLU"
+    arch: Literal["linear", "pc_cnn", "anml_cnn", "oml_cnn"] = option(
+        "linear",
+        "network: linear is a multi-layer perceptron with ReLU, pc_cnn convolutions of stride 2 with ReLU; anml_cnn and"
+        " oml_cnn are those papers', for images of 28 and 84 pixels",
     )
     n_hiddens: int = option(100, "linear: units of each hidden layer", low=1, high=10**6)
     n_layers: int = option(2, "linear: number of hidden layers", low=0, high=100)
-    channels: int = option(160, "pc_cnn: channels of each convolution", low=1, high=10_000)
+    channels: int = option(160, "all but linear: channels of each convolution", low=1, high=10_000)
     init: Literal["kaiming_normal", "xavier_normal", "xavier_uniform"] = option(
         "kaiming_normal", "distribution of the initial weights (biases start at 0)"
     )
 
     def check(self, images: bool) -> None:
         """UserError if the network is not for such examples: images, or flat ones."""
-        if images != (self.arch == "pc_cnn"):
+        if images == (self.arch == "linear"):
             raise UserError(
                 f"--arch {self.arch} takes {'flat examples' if images else 'images'}, and this --dataset has"
                 f" {'images' if images else 'flat examples'}: give --arch {'pc_cnn' if images else 'linear'}."
@@ -46,6 +52,10 @@ def build_network(options: NetworkOptions, input_shape, classes: int, heads: Hea
     options.check(len(input_shape) == 3)
     if options.arch == "linear":
         return MLP(math.prod(input_shape), [options.n_hiddens] * options.n_layers, classes, options.init)
+    if options.arch in BLOCKS:
+        network = BlockNet(input_shape, BLOCKS[options.arch](options.channels), classes, options.init)
+        network.heads = heads
+        return network
     step = 8 if input_shape[1] < 64 else 16
     if any(side < step or side % step for side in input_shape[1:]):
         raise UserError(

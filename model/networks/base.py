@@ -1,6 +1,7 @@
 """What every network has: the layout of its weights, initial weights, and the loss of what competes."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,24 +22,34 @@ class Layout:
     def parameters(self) -> int:
         return sum(self.sizes)
 
-    def tensors(self, flat: Tensor) -> list[Tensor]:
-        """flat: [replicas, parameters] -> views [replicas, *shape], in the order of `shapes`."""
+    def tensors(self, flat: Tensor | list[Tensor]) -> list[Tensor]:
+        """flat: [replicas, parameters] -> views [replicas, *shape], in the order of `shapes`; such a list is returned."""
+        if isinstance(flat, list):
+            return flat
         parts = torch.split_with_sizes(flat, self.sizes, dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
 
-    def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """flat: [replicas, parameters] -> name -> view [replicas, *shape]."""
+    def named(self, flat: Tensor | list[Tensor]) -> dict[str, Tensor]:
+        """The same, name -> view."""
         return dict(zip(self.shapes, self.tensors(flat), strict=True))
+
+
+#: Parts of a network's weights, each the last columns of a row: the output layer; what predicts, without what modulates
+#: it (model/networks/modulated.py); everything.
+Scope = Literal["head", "prediction", "all"]
 
 
 class Network:
     """A function of weights [replicas, parameters] and examples, with the layout of the former.
 
-    heads: which outputs compete; None where all tasks share all classes.
+    heads: which outputs compete; None where all tasks share all classes. The last two tensors of the layout are the
+    weight [classes, units] and the bias of a linear output layer.
     """
 
     heads: Heads | None = None
     layout: Layout
+    #: Tensors of the layout, counted from the first, that modulate the others.
+    gate_tensors = 0
 
     def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:
         """[replicas, parameters], row r drawn with rngs[r], a NumPy generator; biases are 0."""
@@ -49,12 +60,47 @@ class Network:
                     row.copy_(torch.from_numpy(draw(self.init, rng, tuple(row.shape))))
         return weights
 
-    def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
-        """weights: [replicas, parameters], x: [replicas, batch, ...] -> logits [replicas, batch, classes]."""
+    def __call__(self, weights: Tensor | list[Tensor], x: Tensor) -> Tensor:
+        """weights: [replicas, parameters] or the layout's tensors of them, x: [replicas, batch, ...] -> logits
+        [replicas, batch, classes]."""
         raise NotImplementedError
 
-    def narrowed(self, by: int) -> "Network":
-        """The same network with 1/by of its hidden units or channels, at least 1."""
+    def features(self, weights: Tensor, x: Tensor) -> Tensor:
+        """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
+        raise NotImplementedError
+
+    def classify(self, weights: Tensor | list[Tensor], features: Tensor) -> Tensor:
+        """The output layer: features [replicas, batch, units] -> logits. weights: of any scope, or its tensors."""
+        if isinstance(weights, Tensor):
+            classes, units = list(self.layout.shapes.values())[-2]
+            weight = weights[:, -classes * (units + 1) : -classes].view(-1, classes, units)
+            bias = weights[:, -classes:]
+        else:
+            weight, bias = weights[-2:]
+        return torch.baddbmm(bias[:, None], features, weight.mT)
+
+    def first_tensor(self, scope: Scope) -> int:
+        """Of the layout's tensors, the first that belongs to the scope."""
+        return {"all": 0, "prediction": self.gate_tensors, "head": len(self.layout.sizes) - 2}[scope]
+
+    def first_column(self, scope: Scope) -> int:
+        """The column of a weight matrix at which the scope begins."""
+        return sum(self.layout.sizes[: self.first_tensor(scope)])
+
+    def scope_layout(self, scope: Scope) -> Layout:
+        """Of the scope's columns alone."""
+        return Layout(dict(list(self.layout.shapes.items())[self.first_tensor(scope) :]))
+
+    def below(self, weights: Tensor, x: Tensor, scope: Scope) -> Tensor | None:
+        """Of a call, the part that weights before the scope decide alone, [replicas, batch, units]; None: nothing."""
+        return self.features(weights, x) if scope == "head" else None
+
+    def above(self, weights: Tensor | list[Tensor], x: Tensor, below: Tensor | None, scope: Scope) -> Tensor:
+        """The rest of it: weights of the scope, and what came from `below` -> logits."""
+        return self.classify(weights, below) if scope == "head" else self(weights, x)
+
+    def narrowed(self, by: float, classes: int | None = None) -> "Network":
+        """The same network with 1/by of its hidden units or channels, at least 1, and perhaps other outputs."""
         raise NotImplementedError
 
     def to_predict(self, logits: Tensor, t: int | None) -> Tensor:

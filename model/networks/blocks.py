@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.networks.base import Layout, Network
+from utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,11 @@ class BlockNet(Network):
             if block.norm:
                 shapes[f"norm{i}.weight"] = shapes[f"norm{i}.bias"] = (block.channels,)
             below, height, width = block.channels, block.side(height), block.side(width)
+            if min(height, width) < 1:
+                raise UserError(
+                    f"images of {shape[1]} x {shape[2]} pixels are too small for {len(blocks)} blocks of convolutions:"
+                    " give --image_size 84, or --arch anml_cnn."
+                )
         self.units = below * height * width
         shapes |= {"head.weight": (classes, self.units), "head.bias": (classes,)}
         self.layout = Layout(shapes)
@@ -74,20 +80,12 @@ class BlockNet(Network):
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         """weights: [replicas, parameters], x: [replicas, batch, *shape] -> logits [replicas, batch, classes]."""
-        tensors = self.layout.named(weights)
-        return torch.baddbmm(tensors["head.bias"][:, None], self._features(tensors, x), tensors["head.weight"].mT)
+        tensors = self.layout.tensors(weights)
+        return self.classify(tensors, self.features(tensors, x))
 
     def features(self, weights: Tensor, x: Tensor) -> Tensor:
         """What the linear layer sees, [replicas, batch, units]; arguments as of a call."""
-        return self._features(self.layout.named(weights), x)
-
-    def narrowed(self, by: int) -> "BlockNet":
-        blocks = tuple(dataclasses.replace(block, channels=max(1, block.channels // by)) for block in self.blocks)
-        network = BlockNet(self.shape, blocks, self.classes, self.init)
-        network.heads = self.heads
-        return network
-
-    def _features(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        tensors = self.layout.named(weights)
         replicas, batch = x.shape[:2]
         h = x.transpose(0, 1).flatten(1, 2)  # replicas side by side as groups of channels
         for i, block in enumerate(self.blocks, start=1):
@@ -96,7 +94,13 @@ class BlockNet(Network):
             if block.norm:
                 scale, shift = tensors[f"norm{i}.weight"].flatten(), tensors[f"norm{i}.bias"].flatten()
                 h = F.group_norm(h, replicas * block.channels, scale, shift, self.EPS)
-            h = h.relu()
             if block.pool:
                 h = F.max_pool2d(h, 2)
+            h = h.relu()  # after the pooling: the same, on a quarter of the numbers
         return h.reshape(batch, replicas, -1).transpose(0, 1)
+
+    def narrowed(self, by: float, classes: int | None = None) -> "BlockNet":
+        blocks = tuple(dataclasses.replace(block, channels=max(1, int(block.channels / by + 1e-9))) for block in self.blocks)
+        network = BlockNet(self.shape, blocks, classes or self.classes, self.init)
+        network.heads = self.heads
+        return network

@@ -41,8 +41,8 @@ class ConvNet(Network):
         """weights: [replicas, parameters], x: [replicas, batch, *shape] -> logits [replicas, batch, classes]."""
         return self._activations(self.layout.tensors(weights), x)[1][-1]
 
-    def narrowed(self, by: int) -> "ConvNet":
-        network = ConvNet(self.shape, max(1, self.channels // by), self.classes, self.init)
+    def narrowed(self, by: float, classes: int | None = None) -> "ConvNet":
+        network = ConvNet(self.shape, max(1, int(self.channels / by + 1e-9)), classes or self.classes, self.init)
         network.heads = self.heads
         return network
 

@@ -31,8 +31,9 @@ class MLP(Network):
         """weights: [replicas, parameters], x: [replicas, batch, ...] -> logits [replicas, batch, classes]."""
         return self._activations(self.layout.tensors(weights), x)[-1]
 
-    def narrowed(self, by: int) -> "MLP":
-        return MLP(self.widths[0], [max(1, width // by) for width in self.widths[1:-1]], self.classes, self.init)
+    def narrowed(self, by: float, classes: int | None = None) -> "MLP":
+        hidden = [max(1, int(width / by + 1e-9)) for width in self.widths[1:-1]]
+        return MLP(self.widths[0], hidden, classes or self.classes, self.init)
 
     def features(self, weights: Tensor, x: Tensor) -> Tensor:
         """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
