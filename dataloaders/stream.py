@@ -209,6 +209,11 @@ def _digest(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
+def data_order(seed: int, phase: int, epoch: int, n: int) -> np.ndarray:
+    """The order in which a replica meets the n training examples of a phase in an epoch, [n] int64."""
+    return generator(seed, "data order", phase, epoch).permutation(n)
+
+
 class TrainingSet:
     """The training examples of one phase of a stream, side by side for every replica.
 
@@ -258,7 +263,7 @@ class TrainingSet:
     def _order_of(self, epoch: int) -> tuple[Tensor, ...]:
         """The examples of each batch, [replicas, batch] int64."""
         if self._order is None or self._order[0] != epoch:
-            orders = [generator(seed, "data order", self.phase, epoch).permutation(len(self)) for seed in self.seeds]
+            orders = [data_order(seed, self.phase, epoch, len(self)) for seed in self.seeds]
             index = torch.from_numpy(np.stack(orders)).to(self.y.device)
             self._order = epoch, index.split(self.batch_size, dim=1)
         return self._order[1]

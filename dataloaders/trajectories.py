@@ -36,8 +36,13 @@ class TrajectoryOptions(StreamOptions):
     )
     image_size: Literal["28", "84"] = option("28", "pixels a side: 28 as ANML, 84 as OML")
 
+    @property
+    def there(self) -> int:
+        """Classes that a trajectory can be made of."""
+        return EVALUATION if self.trajectory == "test" else self.held_out(BACKGROUND)
+
     def check(self, name: str, n: int) -> None:
-        there = EVALUATION if self.trajectory == "test" else self.held_out(BACKGROUND)
+        there = self.there
         if self.trajectory == "validation" and not there:
             raise UserError(
                 f"--trajectory validation needs classes that meta-training does not see: give --validation 0.2, not"
@@ -99,7 +104,9 @@ class Trajectory(Stream):
         return images, torch.full((len(rows),), t, device=images.device)
 
     def evaluation_for(self, t: int, split: Split, seeds) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = (torch.stack(parts) for parts in zip(*(self.examples(t, split, seed=seed) for seed in seeds), strict=True))
+        x, y = (
+            torch.stack(parts) for parts in zip(*(self.examples(t, split, seed=seed) for seed in seeds), strict=True)
+        )
         for some_x, some_y in zip(x.split(EVALUATION_CHUNK, 1), y.split(EVALUATION_CHUNK, 1), strict=True):
             yield self.to_float(some_x), some_y
 

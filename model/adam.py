@@ -25,10 +25,11 @@ class Adam:
         if not self.moments:
             self.moments = [torch.zeros_like(gradient), torch.zeros_like(gradient), gradient.new_zeros(len(gradient))]
         rates = [rates] * len(weights) if isinstance(rates, float) else rates
-        for *row, steps, rate in zip(weights, gradient, *self.moments, rates, strict=True):
-            lists = ([tensor] for tensor in row)
-            adam(*lists, [], [steps], fused=True, amsgrad=False, beta1=self.BETAS[0], beta2=self.BETAS[1], lr=rate,
-                 weight_decay=0.0, eps=self.EPS, maximize=False)  # fmt: skip
+        rows = list(zip(weights, gradient, *self.moments, strict=True))
+        for rate in dict.fromkeys(rates):
+            *lists, steps = zip(*(row for row, its in zip(rows, rates, strict=True) if its == rate), strict=True)
+            adam(*map(list, lists), [], list(steps), fused=True, amsgrad=False, beta1=self.BETAS[0],
+                 beta2=self.BETAS[1], lr=rate, weight_decay=0.0, eps=self.EPS, maximize=False)  # fmt: skip
 
     def state_dict(self) -> dict:
         return {"moments": self.moments}

@@ -37,9 +37,9 @@ class EpisodeOptions:
     meta_lr: float = option(
         0.001, "learning rate of the outer loop's Adam in meta-training", above=0, flags=("outer_lr",)
     )
-    episode_classes: int = option(1, "classes that an episode learns one after the other", low=1, high=1000)
-    episode_images: int = option(20, "images of each of them", low=1, high=1000, flags=("update_step",))
-    remember: int = option(64, "random images of all classes that the meta-loss is also taken on", low=0, high=10**5)
+    episode_classes: int = option(1, "classes that an episode learns one after the other", low=1, high=40)
+    episode_images: int = option(20, "images of each of them, of its 20", low=1, high=20, flags=("update_step",))
+    remember: int = option(64, "random images of all classes that the meta-loss is also taken on", low=0, high=900)
     fresh: bool = option(
         False,
         "the meta-loss is on other images of the episode's classes, as in OML, instead of on those just learnt, as in"

@@ -15,10 +15,11 @@ from torch import Tensor
 from model.adam import Adam
 from model.batch import Batch
 from model.episodes import EpisodeOptions, draw_episode, meta_gradient
-from model.gradients import head_loss_and_gradient, scope_loss_and_gradient
+from model.finetune import head_loss_and_gradient, scope_loss_and_gradient
 from model.lookahead import LookaheadMAML, LookaheadOptions
 from model.networks.modulated import modulated
 from model.statistics_heads import StatisticsHead
+from utils.errors import UserError
 from utils.options import option
 
 
@@ -63,6 +64,14 @@ class OMLOptions(EpisodeOptions, LookaheadOptions):
     prior_strength: float = option(
         10.0, "gaussian: examples that the variance common to all classes counts for in that of each", above=0
     )
+
+    def check(self, model: str, batch_size: int, classes: int) -> None:
+        super().check(model, batch_size, classes)
+        if self.fresh and self.episode_images > 10:
+            raise UserError(
+                f"--episode_images {self.episode_images} of a class's 20 leave too few others for --fresh: give at most"
+                " 10, or --fresh no."
+            )
 
 
 def oml_network(network, n_tasks: int, options: OMLOptions):

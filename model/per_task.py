@@ -51,12 +51,12 @@ class PerTask(Network):
         return weights[:, t * self.own : (t + 1) * self.own], weights[:, self.n_tasks * self.own :]
 
 
-def independent_network(network: Network, n_tasks: int, options) -> PerTask:
+def independent_network(network: Network, n_tasks: int, options=None) -> PerTask:
     """All layers per task, 1/n_tasks of the hidden units or channels each (at least 1), as in MER's code."""
     return PerTask(network.narrowed(n_tasks), n_tasks, None)
 
 
-def taskinput_network(network: Network, n_tasks: int, options) -> PerTask:
+def taskinput_network(network: Network, n_tasks: int, options=None) -> PerTask:
     """The first layer per task, the others shared."""
     return PerTask(network, n_tasks, 1)
 

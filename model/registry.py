@@ -51,7 +51,7 @@ class Algorithm:
     as_published_images: dict = dataclasses.field(default_factory=dict)
     joint: bool = False
     needs_task: bool = False
-    network: Callable = lambda network, n_tasks, options: network
+    network: Callable = lambda network, n_tasks, options=None: network
     aliases: tuple[str, ...] = ()
 
     def deviations(self, images: bool) -> dict:

@@ -20,7 +20,7 @@ class StatisticsHead:
     Meta-Continual Learning"). Of each class and feature the precision has a Gamma prior and the mean a flat one; with n
     examples of mean m and sum of squared deviations S,
 
-        a = a0 + n / 2;  b = b0 + S / 2;  p(z) = Student-t with 2 a degrees of freedom, at m, scale^2 = b (n + 1) / (a n)
+        a = a0 + n / 2;  b = b0 + S / 2;  p(z) = Student-t, 2 a degrees of freedom, at m, scale^2 = b (n + 1) / (a n)
 
     GeMCL meta-trains a0 and b0. Here a0 = prior / 2, and b0 = a0 times the feature's variance within the classes met so
     far, pooled.

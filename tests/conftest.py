@@ -36,7 +36,7 @@ def run(tmp_path):
 def quick_plots(monkeypatch):
     """Drawing takes longer than most runs of the tests; test_run.py and benchmarks/faults.py look at the plots."""
     monkeypatch.setattr("utils.plots.save", lambda path, figure: Path(path).write_bytes(b"plot"))
-    for name in ("accuracy_matrix", "task_accuracy", "alignment"):
+    for name in ("accuracy_matrix", "task_accuracy", "alignment", "by_length"):
         monkeypatch.setattr(f"utils.plots.{name}", lambda *args: None)
 
 

@@ -26,6 +26,8 @@ ROWS = {
         "inner_steps": 2,
     },
     "lamaml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.1, "opt_lr": 0.2},
+    "oml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.05, "zap": "none"},
+    "anml": {"memories": 12, "replay_batch_size": 6, "glances": 2, "alpha_init": 0.05, "zap": "none"},
     "er_tasks": {"lr": 0.1, "memories": 12, "replay_batch_size": 6, "glances": 2},
     "la_er": {"memories": 12, "replay_batch_size": 6, "glances": 2, "inner_steps": 2},
     "meta_bgd": {
@@ -62,6 +64,16 @@ EFFECTS = {
         {"replacement": True}, {"glances": 1}, {"inner_steps": 2}, {"second_order": True}, {"meta_loss": "last"},
         {"grad_clip_norm": 0.1}, {"grad_clip_norm": 0.1, "inner_clip": False}, {"use_old_task_memory": True},
         {"learn_lr": False}, {"sync_update": True}, {"opt_lr": 5.0, "inner_rates": "raw"},
+    ],
+    "oml": [
+        {"scope": "all"}, {"gate": True}, {"zap": "row"}, {"learn_lr": True}, {"learn_lr": True, "sync_update": False},
+        {"online": "finetune"}, {"online": "finetune", "finetune": "all"}, {"online": "finetune", "finetune_lr": 0.1},
+        {"online": "finetune", "reset_head": False}, {"head": "prototype"}, {"opt_wt": 0.05}, {"alpha_init": 0.1},
+    ],
+    "anml": [
+        {"scope": "head"}, {"scope": "all"}, {"gate": False}, {"gate_width": 1.0}, {"gate_bias": 2.0},
+        {"gate_lr": 0.1}, {"zap": "row"}, {"second_order": True}, {"online": "finetune", "finetune": "prediction"},
+        {"learn_lr": True, "inner_rates": "raw"},
     ],
     "er_tasks": [{"lr": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"glances": 1}, {"grad_clip_norm": 0.1}],
     "la_er": [
@@ -106,7 +118,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 def build(name, seeds=(0, 1, 2), **changes):
     algorithm = ALGORITHMS[name]
     options = algorithm.options(**{**algorithm.presets, **ROWS[name], **changes})
-    return algorithm.learner(algorithm.network(MLP(5, [8], 3), 2), options, seeds)
+    return algorithm.learner(algorithm.network(MLP(5, [8], 3), 2, options), options, seeds)
 
 
 def stream(seeds, tasks=2, batches=6, batch=4):

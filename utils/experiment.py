@@ -12,6 +12,7 @@ import torch
 import tqdm
 
 from dataloaders.registry import build_stream
+from model.learner import Learner
 from model.networks import Heads, build_network
 from utils import parameters, run_folder, saved_network
 from utils.checkpoint import Checkpoints
@@ -66,6 +67,17 @@ def _settings(config: Config):
         torch.set_num_threads(threads)
 
 
+def build_learner(config: Config, stream) -> Learner:
+    """The learner of a run, as it is before the first step."""
+    heads = Heads(stream.n_classes, stream.classes_per_task, stream.scenario) if stream.classes_per_task else None
+    network = build_network(config.network, stream.input_shape, stream.n_classes, heads)
+    network = config.algorithm.network(network, stream.n_tasks, config.learner)
+    learner = config.algorithm.learner(network, config.learner, config.seeds, device=torch.device(config.run.device))
+    if config.run.log_alignment:
+        learner.watch_alignment()
+    return learner
+
+
 class _Run:
     """What the parts of a run share. Whatever must be given back when it ends is put on `owned`."""
 
@@ -92,7 +104,7 @@ class _Run:
                 f" {config.run.data_path} has now ({now}…): bring those back."
             )
         agnostic = bool(stream.classes_per_task) and not config.algorithm.needs_task
-        self.loop = Loop(self._learner(stream), stream, phases, **self._loop_options(), task_agnostic=agnostic)
+        self.loop = Loop(build_learner(config, stream), stream, phases, **self._loop_options(), task_agnostic=agnostic)
         with self.interruption.finishing():
             folder = folder or self._own(RunFolder.create(config, stream.fingerprint))
             self.folder, self.checkpoints = folder, Checkpoints(folder.checkpoints)
@@ -150,20 +162,13 @@ class _Run:
 
     # ------------------------------------------------------------ the parts
 
-    def _learner(self, stream):
-        config = self.config
-        heads = Heads(stream.n_classes, stream.classes_per_task, stream.scenario) if stream.classes_per_task else None
-        network = build_network(config.network, stream.input_shape, stream.n_classes, heads)
-        network = config.algorithm.network(network, stream.n_tasks, config.learner)
-        learner = config.algorithm.learner(network, config.learner, config.seeds, device=self.device)
-        if config.run.log_alignment:
-            learner.watch_alignment()
-        return learner
-
     def _loop_options(self) -> dict:
         o = self.config.run
         return {
-            **{name: getattr(o, name) for name in ("n_epochs", "batch_size", "log_every", "evaluate_tasks", "evaluate_after")},
+            **{
+                name: getattr(o, name)
+                for name in ("n_epochs", "batch_size", "log_every", "evaluate_tasks", "evaluate_after")
+            },
             "splits": (o.evaluate_on,),
             "final_splits": ("test",) if o.calc_test_accuracy and o.evaluate_on != "test" else (),
         }

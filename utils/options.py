@@ -52,7 +52,15 @@ class Option:
         """What stands for the value in --help."""
         if self.choices:
             return "|".join(self.choices)
-        names = {bool: "[yes|no]", int: "INT", float: "FLOAT", str: "STR", tuple[str, ...]: "STR ...", tuple[int, ...]: "INT ..."}
+        names = {
+            bool: "[yes|no]",
+            int: "INT",
+            float: "FLOAT",
+            str: "STR",
+            tuple[str, ...]: "STR ...",
+            tuple[int, ...]: "INT ...",
+            tuple[float, ...]: "FLOAT ...",
+        }
         return names[self.kind]
 
     @property
@@ -61,7 +69,9 @@ class Option:
         if self.choices:
             return " or ".join(self.choices)
         words = {bool: "yes or no", int: "a whole number", float: "a finite 32-bit number", str: "a text"}
-        words = {**words, tuple[int, ...]: "whole numbers above 0"}.get(self.kind, "one or more names")
+        words = {**words, tuple[int, ...]: "whole numbers above 0", tuple[float, ...]: "numbers above 0"}.get(
+            self.kind, "one or more names"
+        )
         if self.low is not None and self.high is not None:
             return f"{words} of at least {self.low} and at most {self.high}"
         if self.low is not None:
@@ -94,9 +104,9 @@ class Option:
         if self.kind is float:
             number = float(value)
             return number if math.isfinite(number) else None
-        if self.kind == tuple[int, ...]:
-            numbers = tuple(int(part) for part in value)
-            return numbers if all(number > 0 for number in numbers) else None
+        if self.kind in (tuple[int, ...], tuple[float, ...]):
+            numbers = tuple(map(typing.get_args(self.kind)[0], value))
+            return numbers if all(0 < number < FLOAT32_MAX for number in numbers) else None
         if self.kind == tuple[str, ...]:
             return tuple(map(str, value))
         return str(value)

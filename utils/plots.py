@@ -57,6 +57,22 @@ def task_accuracy(steps: list[int], curve: np.ndarray, title: str) -> Figure:
     return figure
 
 
+def by_length(results: list[dict]) -> Figure:
+    """Accuracy against the number of classes learnt, mean and standard deviation over runs; see utils/meta_test.py."""
+    figure = Figure(figsize=(6.4, 4.2))
+    axes = figure.add_subplot()
+    classes = [row["classes"] for row in results]
+    for split, label in (("train", "images learnt"), ("test", "images held out")):
+        mean = np.array([row[split]["mean"] for row in results])
+        std = np.array([row[split]["std"] or 0 for row in results])
+        axes.plot(classes, mean, marker="o", label=label)
+        axes.fill_between(classes, mean - std, mean + std, alpha=0.2)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    axes.set(xlabel="classes learnt, one after the other", ylabel="accuracy", ylim=(0, 1))
+    return figure
+
+
 def alignment(steps: list[int], statistics: dict[str, list[float]], title: str) -> Figure:
     """Gradient alignment, and the learned rates of each layer if there are any, over the evaluations."""
     rates = [name.split("/", 1)[1] for name in statistics if name.startswith("rate_mean/")]

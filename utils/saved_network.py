@@ -37,10 +37,9 @@ def load(path: Path) -> dict:
         if content.get("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}, which this version reads")
     except (OSError, ValueError) as error:
-        if not path.exists():
-            error = "there is no such file"
+        reason = error if path.exists() else "there is no such file"
         raise UserError(
-            f"--pretrained {path} is no saved network ({error}): give the {NAME} of a run that meta-trained one."
+            f"--pretrained {path} is no saved network ({reason}): give the {NAME} of a run that meta-trained one."
         ) from None
     return content
 

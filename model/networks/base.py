@@ -23,7 +23,7 @@ class Layout:
         return sum(self.sizes)
 
     def tensors(self, flat: Tensor | list[Tensor]) -> list[Tensor]:
-        """flat: [replicas, parameters] -> views [replicas, *shape], in the order of `shapes`; such a list is returned."""
+        """flat: [replicas, parameters] -> views [replicas, *shape], in that order; such a list stays as it is."""
         if isinstance(flat, list):
             return flat
         parts = torch.split_with_sizes(flat, self.sizes, dim=1)

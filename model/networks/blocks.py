@@ -100,7 +100,9 @@ class BlockNet(Network):
         return h.reshape(batch, replicas, -1).transpose(0, 1)
 
     def narrowed(self, by: float, classes: int | None = None) -> "BlockNet":
-        blocks = tuple(dataclasses.replace(block, channels=max(1, int(block.channels / by + 1e-9))) for block in self.blocks)
+        blocks = tuple(
+            dataclasses.replace(block, channels=max(1, int(block.channels / by + 1e-9))) for block in self.blocks
+        )
         network = BlockNet(self.shape, blocks, classes or self.classes, self.init)
         network.heads = self.heads
         return network
