@@ -43,7 +43,7 @@ def milliseconds(name: str, replicas: int, o: Options) -> float:
     """Per observed batch and replica."""
     config = configure(["--model", name, "--dataset", "cifar100"])
     network = build_network(config.network, SHAPE, CLASSES, Heads(CLASSES, PER_TASK, "task"))
-    network = config.algorithm.network(network, TASK + 1)
+    network = config.algorithm.network(network, TASK + 1, config.learner)
     learner = config.algorithm.learner(network, config.learner, range(replicas), device=o.device)
     rng = np.random.default_rng(0)
 

@@ -62,7 +62,7 @@ def learner_of(label: str, replicas: int, device: str):
     tasks = config.stream.n_tasks // 2
     network = build_network(config.network, (784,), 10)
     network.__class__ = VARIANTS.get(label, (None, MLP))[1]
-    network = config.algorithm.network(network, tasks + 1)
+    network = config.algorithm.network(network, tasks + 1, config.learner)
     learner = config.algorithm.learner(network, config.learner, range(replicas), device=device)
     rng = np.random.default_rng(0)
     size, o = config.run.batch_size, config.learner
