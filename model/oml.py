@@ -107,6 +107,8 @@ class OML(LookaheadMAML):
         if options.head != "linear":
             self.statistics_head = StatisticsHead(options.head, options.prior_strength)
             self.state = (*self.state, "statistics_head")
+        if not options.learn_lr:  # rates are then what they were
+            self.state = tuple(name for name in self.state if name != "rates")
 
     # ------------------------------------------------------------ meta-training
 

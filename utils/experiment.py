@@ -24,6 +24,10 @@ from utils.loop import Evaluation, Loop
 from utils.record import Outcome, Record, Result
 from utils.run_folder import RunFolder
 
+#: Of the time, what checkpoints at the ends of tasks may take, where tasks are short; those that take less than so many
+#: seconds are always taken.
+CHECKPOINT_SHARE, ALWAYS_WORTH = 0.05, 0.1
+
 #: How PyTorch says that there is not enough memory.
 TOO_LARGE = re.compile("out of memory|can't allocate|ALLOC_FAILED|calculation overflowed|multiplication overflow")
 
@@ -206,7 +210,7 @@ class _Run:
         tqdm.tqdm.monitor_interval = 0  # no thread of its own
         screen = Tolerant(sys.stderr)
         interval = 0.3 if screen.isatty() else 20
-        saved = time.monotonic()
+        saved, cost = time.monotonic(), 0.0
         form = {"mininterval": interval, "unit": "batch", "dynamic_ncols": True, "file": screen}
         with tqdm.tqdm(total=loop.total_steps, initial=loop.steps_done, **form) as bar:
             for event in loop:
@@ -224,10 +228,14 @@ class _Run:
                 if self.interruption.exit_code:
                     break
                 ends_phase = isinstance(event, Evaluation) and event.ends_phase
-                if ends_phase or time.monotonic() - saved >= 60 * self.config.run.checkpoint_minutes:
+                since = time.monotonic() - saved
+                worth = cost < ALWAYS_WORTH or since >= cost / CHECKPOINT_SHARE
+                if (ends_phase and worth) or since >= 60 * self.config.run.checkpoint_minutes:
                     with self.interruption.finishing(), loop.pause():
+                        began = time.monotonic()
                         self._save_checkpoint()
                     saved = time.monotonic()
+                    cost = saved - began
 
     def _accuracy(self, evaluation: Evaluation) -> str:
         learnt = torch.from_numpy(self.learned_at <= evaluation.phase)
