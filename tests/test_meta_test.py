@@ -10,8 +10,9 @@ from dataloaders import image_sets
 from dataloaders.registry import DATASETS, build_stream
 from dataloaders.stream import TrainingSet
 from main import main
-from utils import meta_test, saved_network
+from utils import meta_test, saved_network, tables
 from utils.config import resolve
+from utils.errors import UserError
 
 SMALL = "--dataset omniglot --channels 4 --n_tasks 6 --evaluate_after 3 --online finetune --finetune_lr 0.01"
 
@@ -321,3 +322,16 @@ def test_bad_input_to_the_meta_test(line, parts, trained, train, omniglot, tmp_p
         meta_test.main(argv)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and all(part in said for part in parts), said
+
+
+def test_a_meta_test_is_kept_and_appears_in_the_table(sweep, tmp_path, monkeypatch):
+    sweep("--rates 0.01")
+    monkeypatch.setattr(tables, "FOLDER", tmp_path / "results")
+    tables.FOLDER.mkdir()
+    path = tables.keep(sweep.out)
+    assert path.name == "anml-second_order-4_channels-2-linear.json"
+    row = tables.meta_tests().splitlines()[-1]
+    assert row.startswith("| `anml` | 2, second order, 4 channels | linear | .") and row.endswith("| 2 × 2 |")
+    (sweep.out / "meta_test.json").write_text("{}")
+    with pytest.raises(UserError, match="no record of a meta-test"):
+        tables.keep(sweep.out)

@@ -29,7 +29,7 @@ from model.adam import Adam
 from model.batch import Batch
 from model.finetune import head_loss_and_gradient
 from model.statistics_heads import StatisticsHead
-from utils import atomic, plots, saved_network
+from utils import atomic, parameters, plots, saved_network
 from utils.allocator import keep_freed_memory
 from utils.command_line import check_device, one_sentence, parse
 from utils.config import resolve
@@ -216,7 +216,7 @@ def meta_test(options: MetaTestOptions) -> dict:
                     tests[n][split] += values[split]
         networks.append(
             {
-                "options": saved_network.load(file)["options"],
+                **{name: saved_network.load(file)[name] for name in ("model", "options")},
                 "chosen": [chosen[n] for n in lengths],
                 "validation": validation and [
                     {"setting": setting, "classes": n, **{split: spread(np.array(v)) for split, v in values.items()}}
@@ -225,7 +225,8 @@ def meta_test(options: MetaTestOptions) -> dict:
             }
         )  # fmt: skip
     results = [{"classes": n, **{split: spread(np.array(v)) for split, v in tests[n].items()}} for n in lengths]
-    return {"options": dataclasses.asdict(options), "networks": networks, "results": results}
+    told = {"commit": parameters.commit(), "versions": parameters.versions()}
+    return {"options": dataclasses.asdict(options), **told, "networks": networks, "results": results}
 
 
 def files(networks: tuple[str, ...]) -> list[Path]:

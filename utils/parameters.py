@@ -35,8 +35,8 @@ def describe(config: "Config", data_sha256: str | None = None) -> dict:
         "options": config.values,
         "sources": config.sources,
         "command": sys.argv,
-        "versions": _versions(),
-        "commit": _commit(),
+        "versions": versions(),
+        "commit": commit(),
         "machine": {
             "device": torch.cuda.get_device_name(config.run.device) if on_gpu else platform.machine(),
             "threads": torch.get_num_threads(),
@@ -67,8 +67,8 @@ def read(folder: Path) -> tuple[Path, dict]:
 
 def changes(begun: dict) -> list[str]:
     """What is different now from when a run began, and may change its numbers; one sentence each."""
-    pairs = [("commit", begun.get("commit"), _commit())]
-    pairs += [(name, begun["versions"].get(name), version) for name, version in _versions().items()]
+    pairs = [("commit", begun.get("commit"), commit())]
+    pairs += [(name, begun["versions"].get(name), version) for name, version in versions().items()]
     return [
         f"the run began with {name} {former} and goes on with {now}: its numbers may differ from those of one piece."
         for name, former, now in pairs
@@ -76,18 +76,19 @@ def changes(begun: dict) -> list[str]:
     ]
 
 
-def _versions() -> dict:
+def versions() -> dict:
+    """Of what the numbers of a run may depend on."""
     return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this code, with "+" where it was changed since; None outside a repository."""
     try:
         git = ["git", "-C", str(ROOT)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         changed = subprocess.run(
             [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changed else "")
+    return found + ("+" if changed else "")

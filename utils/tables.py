@@ -1,10 +1,12 @@
 """The tables of docs/results.md, made from what was measured.
 
-    python -m utils.tables keep logs/mer/NAME ...    puts the records of completed runs into docs/results/
+    python -m utils.tables keep logs/mer/NAME ...    puts the records of completed runs into docs/results/, and those of
+                                                     utils.meta_test into docs/results/omniglot/
     python -m utils.tables                           writes the tables in docs/results.md anew
 
 A table stands between the lines `<!-- table STREAM -->` and `<!-- end -->` and has a row for every row of papers/ on
-that stream that was measured; a figure within text is written `<!-- RECORD METRIC -->...<!-- end -->`.
+that stream that was measured, or, `<!-- table omniglot -->`, for every meta-test that was kept; a figure within text is
+written `<!-- RECORD METRIC -->...<!-- end -->`.
 """
 
 import json
@@ -23,17 +25,20 @@ from utils.loop import AGNOSTIC
 ROOT = papers.FOLDER.parent
 FOLDER, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
 RA, LA, BTI = "retained_accuracy", "learning_accuracy", "backward_transfer_and_interference"
-HARMLESS = MAY_CHANGE | {"expt_name", "log_every", "log_alignment", "evaluate_tasks"}
+HARMLESS = MAY_CHANGE | {"expt_name", "log_every", "log_alignment", "evaluate_tasks", "evaluate_after"}
 HEADER = ("", "published", "its program", "**default**", "as published", "learning accuracy", "BTI")
 IMAGES_HEADER = (
     *("", "published", "**default**", "as published", "learning accuracy", "published BTI", "BTI", "task-agnostic"),
     *("minutes", "memory", "device"),
 )
+META_TEST, ORDERS = "meta_test.json", ("first_order", "second_order")
 MARK = re.compile(r"(<!-- (?!end)(.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def keep(folder: Path) -> Path:
-    """Writes what is worth keeping of a completed run into docs/results/; returns the file."""
+    """Writes what is worth keeping of a completed run, or of a meta-test, into docs/results/; returns the file."""
+    if (folder / META_TEST).exists():
+        return _keep_meta_test(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text())
         seed = next(iter(summary["status_of_seeds"]))
@@ -51,6 +56,43 @@ def keep(folder: Path) -> Path:
     path = FOLDER / f"{name}{'-as_published' * summary['as_published']}.json"
     atomic.write_text(path, json.dumps(kept, indent=1) + "\n")
     return path
+
+
+def _keep_meta_test(folder: Path) -> Path:
+    try:
+        content = json.loads((folder / META_TEST).read_text())
+        network, head = content["networks"][0], content["options"]["head"]
+        trained = network["options"]
+        parts = [network["model"], "" if trained["gate"] else "no_gate", ORDERS[trained["second_order"]]]
+        parts += [f"{trained['channels']}_channels", str(trained["meta_iterations"]), head]
+        name = "-".join(part for part in parts if part)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{folder / META_TEST} is no record of a meta-test ({error!r}): run it again.") from None
+    path = FOLDER / "omniglot" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    atomic.write_text(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def meta_tests() -> str:
+    """The table of the meta-tests that were kept: held-out accuracy by the number of classes learnt."""
+    records = [json.loads(path.read_text()) for path in sorted((FOLDER / "omniglot").glob("*.json"))]
+    lengths = sorted({row["classes"] for record in records for row in record["results"]})
+    header = ["", "meta-training", "head", *(f"{n} classes" for n in lengths), "what was learnt", "runs"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for record in records:
+        network, results = record["networks"][0], {row["classes"]: row for row in record["results"]}
+        o, last = network["options"], results[max(results)]
+        cells = [f"`{network['model']}`" + ("" if network["model"] != "anml" or o["gate"] else ", no gate")]
+        channels = "" if o["channels"] == 256 else f", {o['channels']} channels"
+        cells += [f"{o['meta_iterations']:,}, {ORDERS[o['second_order']].replace('_', ' ')}{channels}"]
+        cells += [record["options"]["head"]]
+        found = [results.get(n) for n in lengths]
+        cells += [_text(row["test"]["mean"], row["test"]["std"]) if row else "–" for row in found]
+        cells += [_text(last["train"]["mean"], last["train"]["std"])]
+        cells += [f"{len(record['networks'])} × {record['options']['runs']}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _is(row: papers.Row, summary: dict, options: dict) -> bool:
@@ -136,7 +178,7 @@ def filled(page: str) -> str:
     def write(match: re.Match) -> str:
         kind, _, rest = match[2].partition(" ")
         if kind == "table":
-            return f"{match[1]}\n{table(rest)}\n{match[4]}"
+            return f"{match[1]}\n{meta_tests() if rest == 'omniglot' else table(rest)}\n{match[4]}"
         content = measured(kind, rest or RA)
         if content == "–":
             raise UserError(f"docs/results/ has no {kind}.json: correct the name in docs/results.md, or keep the run.")
