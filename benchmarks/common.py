@@ -39,6 +39,7 @@ def options(cls: type, about: str, argv: list[str] | None = None):
         check_device(found.device)
         keep_freed_memory()
         torch.set_num_threads(found.threads)
+        torch.backends.cudnn.allow_tf32 = False  # as main.py
     return found
 
 

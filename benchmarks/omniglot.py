@@ -23,7 +23,7 @@ from model.finetune import head_loss_and_gradient
 from model.networks import build_network
 from utils.command_line import one_sentence
 from utils.config import configure
-from utils.options import Option, option
+from utils.options import option
 
 SHAPE, CLASSES, BACKGROUND = (1, 28, 28), 1000, 100
 
@@ -33,7 +33,7 @@ PUBLISHED = {"meta_iteration_second_order": 11_000, "meta_test_step": 21}
 
 @dataclasses.dataclass(frozen=True)
 class Options(OnDevice):
-    replicas: tuple[str, ...] = option(("1", "3"), "numbers of replicas")
+    replicas: tuple[int, ...] = option((1, 3), "numbers of replicas")
     channels: int = option(256, "of the prediction network", low=1, high=4096)
     seconds: float = option(20.0, "spent on each figure, at least", above=0, high=3600)
 
@@ -47,7 +47,7 @@ def median_ms(act, o: Options, replicas: int, least: int = 3) -> float:
         start = time.perf_counter()
         act()
         if o.device != "cpu":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(o.device)
         found.append(time.perf_counter() - start)
         if call >= 2 and len(found) >= least and time.perf_counter() - began >= o.seconds:
             return round(1000 * statistics.median(found) / replicas, 2)
@@ -87,7 +87,6 @@ def meta_test_step(o: Options, replicas: int, features_known: bool) -> float:
 
 def main():
     o = options(Options, __doc__)
-    counts = [Option("replicas", int, 1, low=1, high=1000).parse(text) for text in o.replicas]
     torch.manual_seed(0)
     measured = {
         "meta_iteration_first_order": lambda n: meta_iteration(o, n, "no"),
@@ -97,7 +96,7 @@ def main():
     }
     rows = []
     for name, measure in measured.items():
-        found = {str(n): measure(n) for n in counts}
+        found = {str(n): measure(n) for n in o.replicas}
         published = PUBLISHED.get(name)
         row = {"what": name, "ms_per_replica": found, "published_ms": published}
         row["matmul_gflops"] = round(matmul_gflops(o.device))

@@ -202,6 +202,7 @@ DATASETS: dict[str, Dataset] = {
                 "evaluate_tasks": "new",
                 "evaluate_after": (10, 50, 75, 100, 200, 300, 400, 600),
             },
+            gives_task=False,
             meta_trains=True,
         ),
     )

@@ -53,6 +53,11 @@ class TrajectoryOptions(StreamOptions):
                 f"--n_tasks {self.n_tasks} is more than the {there} {self.trajectory} classes of {name}: give at most"
                 f" {there}."
             )
+        if self.validation and not self.held_out(BACKGROUND):
+            raise UserError(
+                f"--validation {self.validation} keeps none of the {BACKGROUND} background classes apart: give a larger"
+                " fraction, or 0 for none."
+            )
 
 
 class Trajectory(Stream):
@@ -109,7 +114,3 @@ class Trajectory(Stream):
         )
         for some_x, some_y in zip(x.split(EVALUATION_CHUNK, 1), y.split(EVALUATION_CHUNK, 1), strict=True):
             yield self.to_float(some_x), some_y
-
-    def evaluation(self, t: int, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-        """As the replica of seed 0 has it."""
-        return ((x[0], y[0]) for x, y in self.evaluation_for(t, split, (0,)))

@@ -39,7 +39,9 @@ class EpisodeOptions:
     )
     episode_classes: int = option(1, "classes that an episode learns one after the other", low=1, high=40)
     episode_images: int = option(20, "images of each of them, of its 20", low=1, high=20, flags=("update_step",))
-    remember: int = option(64, "random images of all classes that the meta-loss is also taken on", low=0, high=900)
+    remember_images: int = option(
+        64, "random images of all classes that the meta-loss is also taken on", low=0, high=900
+    )
     fresh: bool = option(
         False,
         "the meta-loss is on other images of the episode's classes, as in OML, instead of on those just learnt, as in"
@@ -65,7 +67,7 @@ def draw_episode(images: Tensor, rngs, options, to_float) -> Episode:
         chosen = half + rng.choice(classes - half, o.episode_classes, replace=False)
         drawn = [c * n + rng.permutation(n)[: o.episode_images * (1 + o.fresh)] for c in chosen]
         parts = [d[: o.episode_images] for d in drawn] + [d[o.episode_images :] for d in drawn]
-        rows.append(np.concatenate([*parts, rng.choice((half or classes) * n, o.remember, replace=False)]))
+        rows.append(np.concatenate([*parts, rng.choice((half or classes) * n, o.remember_images, replace=False)]))
     index = torch.from_numpy(np.stack(rows)).to(images.device)
     return Episode(to_float(images.flatten(0, 1)[index]), index // n, inner, inner if o.fresh else 0)
 
@@ -77,7 +79,7 @@ def meta_gradient(
 
         phi_0 = the scope's weights;  phi_k = phi_{k-1} - rate * grad l(phi_{k-1}; image k);  L = mean l(phi_K; outer)
 
-    This is look_ahead with rates of 0 outside the scope and meta_loss "last" (tests/test_episodes.py), but nothing
+    This is look_ahead with rates of 0 outside the scope and meta_loss "last" (tests/test_oml.py), but nothing
     outside the scope is differentiated inside: what those weights compute (features; gates) is computed once for all
     images of the episode, which is exact, as they do not change in it. In second order, a reverse accumulation as in
     lookahead._second_order; the mixed derivatives by gates or features come out of the same products.

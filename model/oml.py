@@ -38,9 +38,7 @@ class OMLOptions(EpisodeOptions, LookaheadOptions):
         0.4375, "channels or hidden units of the gate's network, as a fraction of the other's", above=0, high=10
     )
     gate_bias: float = option(0.0, "initial bias of the gate's outputs: at 0 gates start half open, at 2 nearly open")
-    gate_lr: float = option(
-        0.01, "online: learning rate of the gate's weights, which change in the outer loop only", low=0
-    )
+    gate_lr: float = option(0.01, "online: learning rate of the gate's weights where they are outside the scope", low=0)
     zap: Literal["none", "row", "head"] = option(
         "row",
         "weights of the output layer that are drawn anew: row is those of a class before an episode learns it (online:"
@@ -51,7 +49,7 @@ class OMLOptions(EpisodeOptions, LookaheadOptions):
         "how the stream is learnt: lookahead is C-MAML's meta-update with its replay memory; finetune is one step of"
         " Adam on each batch, without any memory, as OML and ANML are tested",
     )
-    finetune: Literal["head", "prediction", "all"] = option(
+    finetune_scope: Literal["head", "prediction", "all"] = option(
         "head", "what --online finetune changes; the rest stays as meta-training left it"
     )
     finetune_lr: float = option(0.001, "learning rate of --online finetune", above=0)
@@ -92,8 +90,9 @@ class OML(LookaheadMAML):
     the stored weights, as the published code does (the paper's text zaps a copy).
 
     The stream (`observe`): --online finetune, OML's and ANML's meta-test; --head prototype or gaussian, which only
-    count; or --online lookahead, C-MAML's meta-update whose inner loop stays in the scope, the gate being slow: it
-    follows the meta-loss at --gate_lr. Without gate and zap and with scope all that is C-MAML, number for number.
+    count; or --online lookahead, C-MAML's meta-update whose inner loop stays in the scope, the gate, outside of
+    it, being slow: it follows the meta-loss at --gate_lr. Without gate and zap and with scope all
+    that is C-MAML, number for number.
     """
 
     state = (*LookaheadMAML.state, "outer", "fine", "known")
@@ -159,7 +158,8 @@ class OML(LookaheadMAML):
     def observe(self, x: Tensor, t, y: Tensor) -> Tensor:
         o, batch = self.options, Batch.of(x, y, t)
         if self.statistics_head is not None:
-            self.statistics_head.add(self._features(x), y, self.network.classes)
+            if self.epoch == 0:
+                self.statistics_head.add(self._features(x), y, self.network.classes)
             return batch.x.new_zeros(len(self.seeds))
         if o.online == "finetune":
             return self._finetune(batch)
@@ -170,11 +170,11 @@ class OML(LookaheadMAML):
 
     def _finetune(self, batch: Batch) -> Tensor:
         o, network = self.options, self.network
-        weights = self.weights[:, network.first_column(o.finetune) :]
+        weights = self.weights[:, network.first_column(o.finetune_scope) :]
         with torch.no_grad():
-            below = network.below(self.weights, batch.x, o.finetune)
-        derive = head_loss_and_gradient if o.finetune == "head" else scope_loss_and_gradient
-        loss, gradient = derive(network, weights, batch, below, o.finetune)
+            below = network.below(self.weights, batch.x, o.finetune_scope)
+        derive = head_loss_and_gradient if o.finetune_scope == "head" else scope_loss_and_gradient
+        loss, gradient = derive(network, weights, batch, below, o.finetune_scope)
         self.fine.step_(weights, gradient, o.finetune_lr)
         return loss
 

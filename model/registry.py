@@ -99,6 +99,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "ANML: the same with a neuromodulatory network that gates the features",
             "Beaulieu et al. 2020, Learning to Continually Learn (arXiv 2002.09571)",
             presets={"scope": "prediction", "gate": True},
+            as_published={"second_order": False},
             network=oml_network,
         ),
         Algorithm(

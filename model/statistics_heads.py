@@ -5,9 +5,6 @@ from torch import Tensor
 
 from model.icarl import NEVER
 
-#: Examples scored at once by Gaussians; bounds the memory that it takes.
-CHUNK = 16
-
 #: A feature's common variance is at least this fraction of the mean over features: some never change.
 LEAST_VARIANCE = 0.01
 
@@ -17,8 +14,8 @@ class StatisticsHead:
 
     "prototype": minus the squared distance to the class's mean. "gaussian": the log-density of the Bayesian predictive
     distribution, as GeMCL's head (Banayeeanzade et al. 2021, "Generative vs. Discriminative: Rethinking The
-    Meta-Continual Learning"). Of each class and feature the precision has a Gamma prior and the mean a flat one; with n
-    examples of mean m and sum of squared deviations S,
+    Meta-Continual Learning"). Of each class and feature mean and precision have a normal-gamma prior, in the limit
+    in which it says nothing of the mean; with n examples of mean m and sum of squared deviations S,
 
         a = a0 + n / 2;  b = b0 + S / 2;  p(z) = Student-t, 2 a degrees of freedom, at m, scale^2 = b (n + 1) / (a n)
 
@@ -72,11 +69,13 @@ class StatisticsHead:
         units = mean.shape[2]
         constant = units * (torch.lgamma(a + 0.5) - torch.lgamma(a) - a.log() / 2)[..., 0] - scale.log().sum(dim=2) / 2
         weight = 1 / (2 * a * scale)
-        scores = []
-        for some in features.split(CHUNK, dim=1):
-            distance = (some[:, :, None] - mean[:, None]).square_().mul_(weight[:, None])
-            scores.append(constant[:, None] - ((a + 0.5)[:, None] * distance.log1p_()).sum(dim=3))
-        return torch.cat(scores, dim=1)
+        images, classes = (64, 64) if features.is_cuda else (1, 64)  # on a CPU, what its caches hold
+        rows = []
+        for some in features.split(images, dim=1):
+            parts = zip(mean.split(classes, dim=1), weight.split(classes, dim=1), strict=True)
+            sums = [(some[:, :, None] - m[:, None]).square_().mul_(w[:, None]).log1p_().sum(dim=3) for m, w in parts]
+            rows.append(torch.cat(sums, dim=2))
+        return constant[:, None] - (a + 0.5)[:, None, :, 0] * torch.cat(rows, dim=1)
 
     def state_dict(self) -> dict:
         return {"sums": self.sums}

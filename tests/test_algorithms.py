@@ -67,12 +67,14 @@ EFFECTS = {
     ],
     "oml": [
         {"scope": "all"}, {"gate": True}, {"zap": "row"}, {"learn_lr": True}, {"learn_lr": True, "sync_update": False},
-        {"online": "finetune"}, {"online": "finetune", "finetune": "all"}, {"online": "finetune", "finetune_lr": 0.1},
-        {"online": "finetune", "reset_head": False}, {"head": "prototype"}, {"opt_wt": 0.05}, {"alpha_init": 0.1},
+        {"online": "finetune"}, {"online": "finetune", "finetune_scope": "all"},
+        {"online": "finetune", "finetune_lr": 0.1}, {"online": "finetune", "reset_head": False},
+        {"head": "prototype"}, {"opt_wt": 0.05}, {"alpha_init": 0.1},
     ],
     "anml": [
         {"scope": "head"}, {"scope": "all"}, {"gate": False}, {"gate_width": 1.0}, {"gate_bias": 2.0},
-        {"gate_lr": 0.1}, {"zap": "row"}, {"second_order": True}, {"online": "finetune", "finetune": "prediction"},
+        {"gate_lr": 0.1}, {"zap": "row"}, {"second_order": True},
+        {"online": "finetune", "finetune_scope": "prediction"},
         {"learn_lr": True, "inner_rates": "raw"},
     ],
     "er_tasks": [{"lr": 0.2}, {"memories": 5}, {"replay_batch_size": 2}, {"glances": 1}, {"grad_clip_norm": 0.1}],

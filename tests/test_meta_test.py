@@ -178,6 +178,9 @@ def test_a_run_takes_over_what_shaped_the_network(trained, omniglot):
         ("network", "--validation 0.3", ["--validation 0.3 disagrees"]),
         ("network", "--stream_seed 1", ["--stream_seed 1 disagrees"]),
         ("network", "--model er", ["another network than the options describe"]),
+        ("list", "", ["no tensors with names"]),
+        ("nan", "", ["its meta-training diverged"]),
+        ("nobody", "", ["'nobody' is not known"]),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(what, line, parts, trained, tmp_path, omniglot, refused):
@@ -190,6 +193,12 @@ def test_networks_that_do_not_fit_are_refused(what, line, parts, trained, tmp_pa
         torch.save({"weights": {}}, path)
     elif what == "cut":
         path.write_bytes(network.read_bytes()[:-200])
+    elif what in ("list", "nan", "nobody"):
+        content = torch.load(network, weights_only=True)
+        content |= {"list": {"weights": [1]}, "nobody": {"model": "nobody"}}.get(what, {})
+        if what == "nan":
+            content["weights"]["head.bias"][0] = torch.nan
+        torch.save(content, path)
     elif what == "network":
         path = network
     model = "" if "--model" in line else "--model anml"
@@ -198,7 +207,7 @@ def test_networks_that_do_not_fit_are_refused(what, line, parts, trained, tmp_pa
         f" --pretrained {path}"
     )
     assert all(part in said for part in parts), said
-    assert not list((tmp_path / "new").glob("*/*/*/results.json"))
+    assert not list((tmp_path / "new").rglob("*"))
 
 
 def test_meta_training_that_was_stopped_goes_on(train, killed, trained, capsys):
@@ -212,6 +221,24 @@ def test_meta_training_that_was_stopped_goes_on(train, killed, trained, capsys):
         assert (folder / seed / "accuracy_matrix.csv").read_text() == (
             trained / seed / "accuracy_matrix.csv"
         ).read_text()
+
+
+def test_a_run_is_not_taken_for_one_that_began_with_another_network(train, trained, tmp_path, capsys):
+    path = tmp_path / "network.pt"
+    path.write_bytes((trained / "0" / "network.pt").read_bytes())
+    first = train(f"--model anml --pretrained {path} --seeds 0")
+    with pytest.raises(SystemExit):
+        train(f"--model anml --pretrained {path} --seeds 0 --resume auto")
+    assert "is finished" in capsys.readouterr().err
+    path.write_bytes((trained / "1" / "network.pt").read_bytes())
+    assert train(f"--model anml --pretrained {path} --seeds 0 --resume auto").folder != first.folder
+
+
+def test_meta_training_that_diverges_leaves_a_record_and_no_network(train):
+    result = train("--model anml --meta_iterations 260 --alpha_init 1e30 --gate no --seeds 0 --channels 1")
+    assert result.exit_code == 3 and result.status == "diverged"
+    told = json.loads((result.folder / "0" / "results.json").read_text())
+    assert told["status"] == "diverged" and not (result.folder / "0" / "network.pt").exists()
 
 
 # ---------------------------------------------------------------- the fast meta-test
@@ -268,29 +295,51 @@ def test_the_fast_path_learns_the_very_output_layer(train, trained, omniglot):
     torch.testing.assert_close(heads[2, 6][1], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_rate_is_chosen_on_validation_classes_only(sweep, monkeypatch):
-    asked = []
-    measure = meta_test.measure
+@pytest.fixture
+def liked(monkeypatch):
+    """liked(rates): as if validation classes liked rates[n] best after n classes. Returns what is measured, in order:
+    the pool of images, settings and lengths."""
 
-    def spy(trajectories, settings, stops, head):
-        found = measure(trajectories, settings, stops, head)
-        asked.append((len(trajectories.table), tuple(settings), tuple(stops)))
-        if len(settings) > 1:  # pretend that the validation classes like one rate for short trajectories, one for long
-            for (setting, n), values in found.items():
-                values["test"] = [float(setting == {3: 0.001, 6: 0.1}[n])] * len(values["test"])
-        return found
+    def liked(rates):
+        asked, measure, start = [], meta_test.measure, meta_test.Trajectories.__init__
 
-    monkeypatch.setattr(meta_test, "measure", spy)
+        def spy_start(trajectories, file, options, trajectory, *rest):
+            start(trajectories, file, options, trajectory, *rest)
+            trajectories.pool = trajectory
+
+        def spy(trajectories, settings, stops, head):
+            found = measure(trajectories, settings, stops, head)
+            asked.append((trajectories.pool, tuple(settings), tuple(stops)))
+            if trajectories.pool == "validation":
+                for (setting, n), values in found.items():
+                    values["test"] = [float(setting == rates[n])] * len(values["test"])
+            return found
+
+        monkeypatch.setattr(meta_test, "measure", spy)
+        monkeypatch.setattr(meta_test.Trajectories, "__init__", spy_start)
+        return asked
+
+    return liked
+
+
+def test_the_rate_is_chosen_on_validation_classes_only(sweep, liked):
+    asked = liked({3: 0.001, 6: 0.1})
     content = sweep("--rates 0.001 0.01 0.1")
     assert [network["chosen"] for network in content["networks"]] == [[0.001, 0.1]] * 2
-    assert [a[1:] for a in asked] == [((0.001, 0.01, 0.1), (3, 6)), ((0.001,), (3,)), ((0.1,), (6,))] * 2
+    validation = ("validation", (0.001, 0.01, 0.1), (3, 6))
+    assert asked == [validation, ("test", (0.001,), (3,)), ("test", (0.1,), (6,))] * 2
     assert all(len(row["test"]["values"]) == 4 for row in content["results"])  # two networks, two runs
 
 
-def test_long_trajectories_take_the_rate_of_the_longest_that_validation_has(train, sweep):
+def test_long_trajectories_take_the_rate_of_the_longest_that_validation_has(train, sweep, liked):
     few = train("--model anml --meta_iterations 1 --seeds 0 --validation 0.005").folder  # 4 validation classes
+    asked = liked({3: 0.001, 4: 0.1})
     content = sweep("--rates 0.001 0.1", networks=few)
-    assert {row["classes"] for row in content["networks"][0]["validation"]} == {3, 4}
+    assert content["networks"][0]["chosen"] == [0.001, 0.1] and asked[0][2] == (3, 4)
+
+
+def test_what_is_no_finite_number_is_not_right(sweep):
+    assert all(value == 0 for row in sweep("--rates 3e38")["results"] for value in row["test"]["values"])
 
 
 def test_table_and_plot(sweep, capsys):

@@ -5,6 +5,7 @@ row for the algorithm and the stream; else from the registry's presets or the op
 """
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,7 @@ class RunOptions:
     pretrained: str = option(
         "",
         "saved network to start from: the network.pt of an earlier run, or the folder of a run that has one for every"
-        " seed; it is not meta-trained again",
+        " seed; it is not meta-trained again unless --meta_iterations is given, too",
     )
     expt_name: str = option("run", "first part of the name of the run's record")
     log_dir: str = option("logs", "folder that records are written to", flags=("save_path",))
@@ -58,7 +59,8 @@ class RunOptions:
     device: str = option("cpu", "cpu, cuda, or cuda:N")
     checkpoint_minutes: float = option(
         5.0,
-        "minutes between checkpoints within a task (there is one at the end of each); 0: after every batch",
+        "minutes between checkpoints within a task (there is one at the end of each, unless tasks are very short);"
+        " 0: after every batch",
         low=0,
         high=1e6,
     )
@@ -95,8 +97,8 @@ RETIRED = {
     "fisher_gamma": "the published code never read it",
     "bgd_optimizer": "Meta-BGD has one optimiser, Bayesian gradient descent",
     "optimizer_params": "Meta-BGD's settings are flags of their own: --mean_eta, --std_init, --train_mc_iters",
-    "class_order": "all tasks of this stream share the same classes",
-    "increment": "all tasks of this stream share the same classes",
+    "class_order": "this stream has no tasks made of several classes of their own",
+    "increment": "this stream has no tasks made of several classes of their own",
     "classes_per_it": "iid draws its batches from all tasks",
     "iterations": "iid passes --n_epochs times over all tasks",
 }
@@ -133,6 +135,7 @@ class Config:
 
     sources: option name -> where its value comes from. notes: sentences that the user should read. resume: the folder
     of the run to go on with. resume_auto: go on with the last run of this very configuration, if there is one.
+    pretrained_sha256: of the files that --pretrained names; empty where there are none, or for a run that goes on.
     """
 
     algorithm: Algorithm
@@ -147,6 +150,7 @@ class Config:
     notes: tuple[str, ...]
     resume: Path | None = None
     resume_auto: bool = False
+    pretrained_sha256: str = ""
 
     def groups(self) -> dict[str, object]:
         return {"run": self.run, "network": self.network, "stream": self.stream, "learner": self.learner}
@@ -165,7 +169,13 @@ class Config:
         """What decides the numbers of the run: everything but where files lie, its name, and what is logged besides."""
         logging = {"expt_name", "log_every", "log_alignment", "calc_test_accuracy"}
         chosen = {name: value for name, value in self.values.items() if name not in MAY_CHANGE | logging}
-        return {**self.names(), "data": self.dataset.origin(self.run.data_path), **chosen}
+        network = {"pretrained_sha256": self.pretrained_sha256} if self.run.pretrained else {}
+        return {**self.names(), "data": self.dataset.origin(self.run.data_path), **network, **chosen}
+
+    def with_defaults(self, options: dict) -> dict:
+        """Options of an earlier record and, of those that its version did not have, the defaults."""
+        known = {name: o.default for group in self.groups().values() for name, o in options_of(type(group)).items()}
+        return {**json.loads(json.dumps(known)), **options}
 
 
 def configure(argv: list[str]) -> Config:
@@ -270,7 +280,10 @@ def _resolve(given: dict, auto: bool = False, begun: bool = False) -> Config:
     parts = {group: cls(**{name: values[name] for name in options_of(cls)}) for group, cls in groups.items()}
     config = Config(algorithm, dataset, seeds, as_published, **parts, sources=sources, notes=tuple(notes))
     _check(config)
-    return dataclasses.replace(config, resume_auto=auto)
+    network = ""
+    if config.run.pretrained and not begun:
+        network = saved_network.digest(config.run.pretrained, seeds)
+    return dataclasses.replace(config, resume_auto=auto, pretrained_sha256=network)
 
 
 def _resumed(folder: Path, given: dict) -> Config:

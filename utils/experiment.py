@@ -57,8 +57,9 @@ def run(config: Config) -> Result:
 @contextlib.contextmanager
 def _settings(config: Config):
     """PyTorch's global settings, while the run lasts."""
-    threads = torch.get_num_threads()
+    threads, short = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(config.run.threads or os.cpu_count())
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU convolutions would round to 10 bits
     switch = config.run.deterministic and not torch.are_deterministic_algorithms_enabled()
     if switch:  # touched only if asked for: even switching it off makes PyTorch load its compiler, 5 s
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; see torch's notes
@@ -69,6 +70,7 @@ def _settings(config: Config):
         if switch:
             torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = short
 
 
 def build_learner(config: Config, stream) -> Learner:
@@ -109,6 +111,8 @@ class _Run:
             )
         agnostic = bool(stream.classes_per_task) and not config.algorithm.needs_task
         self.loop = Loop(build_learner(config, stream), stream, phases, **self._loop_options(), task_agnostic=agnostic)
+        if config.run.pretrained and checkpoint is None:
+            saved_network.put_into(self.loop.learner, config.run.pretrained)
         with self.interruption.finishing():
             folder = folder or self._own(RunFolder.create(config, stream.fingerprint))
             self.folder, self.checkpoints = folder, Checkpoints(folder.checkpoints)
@@ -149,8 +153,6 @@ class _Run:
                 self.loop.load_state_dict(checkpoint["loop"])
                 self.resumed_at_steps = (*checkpoint["resumed_at_steps"], self.loop.step)
                 self.peak_memory = checkpoint["peak_memory_bytes"]
-            elif config.run.pretrained:
-                saved_network.put_into(self.loop.learner, config.run.pretrained)
             state = checkpoint and checkpoint["record"]
             self.record = Record(config, folder, self.learned_at, n_phases, state)
             self.notes += self.record.notes
@@ -218,11 +220,12 @@ class _Run:
                 if isinstance(event, Evaluation):
                     if event.phase == -1 and loop.learner.pretraining_steps:
                         network, weights = loop.learner.network, loop.learner.weights
-                        self.record.save_networks(network.layout.named(weights))
+                        self.record.save_networks(network.layout.named(weights), loop.divergence.faults)
                     accuracy = self._accuracy(event) or accuracy
                 else:
                     if bar.n + 1 >= bar.last_print_n + bar.miniters or bar.n % 50 == 0:
-                        bar.set_description(f"task {event.phase + 1}/{len(loop.phases)}", refresh=False)
+                        task = f"task {event.phase + 1}/{len(loop.phases)}" if event.phase >= 0 else "meta-training"
+                        bar.set_description(task, refresh=False)
                         bar.set_postfix_str(f"loss {float(event.loss.mean()):.3f}{accuracy}", refresh=False)
                     bar.update()
                 if self.interruption.exit_code:

@@ -33,11 +33,11 @@ def arguments(row: papers.Row, extra: list[str]) -> list[str]:
 
 def recorded(config: Config) -> Path | None:
     """The record of a completed run that computed what this configuration would, if there is one."""
+    wanted = json.loads(json.dumps(config.identity()))
+    defaults = {name: value for name, value in config.with_defaults({}).items() if name in wanted}
     for folder in runs(config):
         content = summary_of(folder)
-        if content.get("status") == "completed" and content.get("identity") == json.loads(
-            json.dumps(config.identity())
-        ):
+        if content.get("status") == "completed" and {**defaults, **content.get("identity", {})} == wanted:
             return folder
     return None
 

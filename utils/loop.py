@@ -18,6 +18,9 @@ from utils.evaluation import evaluate
 EXAMINE_EVERY, LOOK_EVERY = 50, 250
 
 
+#: Where the evaluation before the stream is; it is made even if pre-training has diverged, so that there is a record.
+START = (-1, True)
+
 #: Ends the names of accuracies measured without telling the task.
 AGNOSTIC = "_task_agnostic"
 
@@ -117,7 +120,9 @@ class Loop:
     def __iter__(self) -> Iterator[Step | Evaluation]:
         self._lap_began = time.perf_counter()
         for act, where in itertools.islice(self._plan(), self.done, None):
-            if self.over:
+            if self.over and act == self._pretrain:
+                continue
+            if self.over and where != START:
                 break
             event = act(*where)
             self.done += 1
@@ -130,7 +135,7 @@ class Loop:
         """All that the run does, in order: an action and its arguments."""
         for step in range(self.learner.pretraining_steps):
             yield self._pretrain, (step,)
-        yield self._evaluate, (-1, True)
+        yield self._evaluate, START
         for phase, tasks in enumerate(self.phases):
             n_batches = self._n_batches(tasks)
             yield self._begin_task, (phase,)

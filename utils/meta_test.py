@@ -79,14 +79,15 @@ class Trajectories:
         saved = saved_network.load(file)
         held = TrajectoryOptions(trajectory=trajectory, validation=saved["options"].get("validation", 0.0))
         if not held.there:
+            single = "--prior_strengths 10" if options.head == "gaussian" else "--rates 0.001"
             raise UserError(
                 f"{file} was meta-trained on all background classes (--validation 0), so nothing is left to choose on:"
-                " give a single value, such as --rates 0.001."
+                f" give a single value, such as {single}."
             )
         self.length = min(longest, held.there)
         given = {"model": saved["model"], "dataset": "omniglot", "pretrained": str(file), "trajectory": trajectory}
         given |= {"seeds": [str(seed) for seed in seeds], "data_path": options.data_path, "device": options.device}
-        given |= {"samples_per_task": options.shots, "online": "finetune", "finetune": "head", "head": "linear"}
+        given |= {"samples_per_task": options.shots, "online": "finetune", "finetune_scope": "head", "head": "linear"}
         config = resolve({**given, "n_tasks": self.length})
         stream = build_stream(config.dataset, config.stream, options.data_path).to(options.device)
         learner = build_learner(config, stream)
@@ -121,11 +122,11 @@ class Trajectories:
         places = place.to(self.table.device).split([part.numel() for part in rows.values()])
         self.places = {split: p.view(len(self.seeds), -1) for split, p in zip(rows, places, strict=True)}
 
-    def images(self, split: str, runs: list[int], n: int) -> tuple[Tensor, Tensor]:
-        """Features [runs, images, units] and classes [runs, images] of the first n classes of some runs."""
+    def images(self, split: str, runs: list[int], n: int, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Features [runs, images, units] and classes [runs, images] of classes number first to n - 1 of some runs."""
         each = self.places[split].shape[1] // self.length
-        y = torch.arange(n, device=self.table.device).repeat_interleave(each)
-        return self.table[self.places[split][runs, : n * each]], y.expand(len(runs), -1)
+        y = torch.arange(first, n, device=self.table.device).repeat_interleave(each)
+        return self.table[self.places[split][runs, first * each : n * each]], y.expand(len(runs), -1)
 
     def learn(self, runs: list[int], rates: list[float], stops: list[int]) -> Iterator[tuple[int, Callable]]:
         """Runs of the output layer side by side, an image at a time, each at its rate.
@@ -147,8 +148,7 @@ class Trajectories:
         """The same with a head that only counts."""
         before = 0
         for n in stops:
-            z, y = self.images("train", runs, n)
-            head.add(z[:, before * self.shots :], y[:, before * self.shots :], self.network.classes)
+            head.add(*self.images("train", runs, n, before), self.network.classes)
             before = n
             yield n, lambda features: head.scores(features, self.network.classes)
 
@@ -157,10 +157,14 @@ class Trajectories:
         found = {}
         for split in ("train", "test"):
             x, y = self.images(split, runs, n)
-            chunks = zip(x.split(CHUNK, 1), y.split(CHUNK, 1), strict=True)
-            right = sum((scores(x).argmax(dim=2) == y).sum(dim=1) for x, y in chunks)
-            found[split] = right.cpu() / y.shape[1]
+            chunks = list(zip(x.split(CHUNK, 1), y.split(CHUNK, 1), strict=True))
+            found[split] = sum(_right(scores(some_x), some_y) for some_x, some_y in chunks).cpu() / y.shape[1]
         return found
+
+
+def _right(logits: Tensor, y: Tensor) -> Tensor:
+    """How many of each run's images are told right; none whose logits are no finite numbers."""
+    return ((logits.argmax(dim=2) == y) & logits.isfinite().all(dim=2)).sum(dim=1)
 
 
 #: (setting, number of classes) -> split -> accuracy of every run. A setting is a rate or a prior's strength.
@@ -171,9 +175,9 @@ def measure(trajectories: Trajectories, settings: list[float], stops: list[int],
     """What the runs know after every number of classes in `stops`, with every setting."""
     runs, found = range(len(trajectories.seeds)), {}
     jobs = [(run, setting) for setting in settings for run in runs]
-    size = len(runs)
-    if head == "linear":  # on a CPU one after the other: its caches hold one output layer with its moments, not two
-        size = len(jobs) if trajectories.table.is_cuda else 1
+    size = 1  # on a CPU one after the other: its caches hold one output layer with its moments, not two
+    if trajectories.table.is_cuda:
+        size = len(jobs) if head == "linear" else len(runs)
     screen = Tolerant(sys.stderr)
     for first in tqdm.trange(0, len(jobs), size, unit="run", file=screen, mininterval=0.3 if screen.isatty() else 20):
         group = jobs[first : first + size]
@@ -198,7 +202,7 @@ def meta_test(options: MetaTestOptions) -> dict:
     settings = sorted(set(settings))
     tests: dict[int, dict[str, list[float]]] = {n: {"train": [], "test": []} for n in lengths}
     networks = []
-    for file in files(options.networks):
+    for file in dict.fromkeys(files(options.networks)):
         chosen, validation = dict.fromkeys(lengths, settings[0]), None
         if len(settings) > 1:
             seeds = range(options.validation_runs)
@@ -216,6 +220,7 @@ def meta_test(options: MetaTestOptions) -> dict:
                     tests[n][split] += values[split]
         networks.append(
             {
+                "file": str(file),
                 **{name: saved_network.load(file)[name] for name in ("model", "options")},
                 "chosen": [chosen[n] for n in lengths],
                 "validation": validation and [
@@ -270,16 +275,21 @@ def main(argv: list[str] | None = None) -> None:
         options = parse(MetaTestOptions, sys.argv[1:] if argv is None else argv, "utils.meta_test", __doc__)
         check_device(options.device)
         torch.set_num_threads(options.threads or torch.get_num_threads())
+        torch.backends.cudnn.allow_tf32 = False  # as main.py
         out = Path(options.out)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {out} cannot be made ({error}): give another folder.") from None
         content = meta_test(options)
-        atomic.write_text(out / "meta_test.json", json.dumps(content, indent=1) + "\n")
-        atomic.write_text(out / "meta_test.md", table(content) + "\n")
-        plots.save(out / "meta_test.png", plots.by_length(content["results"]))
-        say(f"{table(content)}\n\nrecords in {out}", sys.stdout)
+        say(table(content), sys.stdout)
+        try:
+            atomic.write_text(out / "meta_test.json", json.dumps(content, indent=1) + "\n")
+            atomic.write_text(out / "meta_test.md", table(content) + "\n")
+            plots.save(out / "meta_test.png", plots.by_length(content["results"]))
+        except OSError as error:
+            raise UserError(f"--out {out} cannot be written ({error}): make room, or give another folder.") from None
+        say(f"\nrecords in {out}", sys.stdout)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def describe(config: "Config", data_sha256: str | None = None) -> dict:
         "dataset": config.dataset.name,
         "data": config.dataset.origin(config.run.data_path),
         "data_sha256": data_sha256,
+        "pretrained_sha256": config.pretrained_sha256,
         "seeds": list(config.seeds),
         "as_published": config.as_published,
         "options": config.values,

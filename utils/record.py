@@ -164,11 +164,13 @@ class Record:
                 board.scalar(name if "/" in name else f"alignment/{name}", values[replica], evaluation.step)
             board.flush()
 
-    def save_networks(self, weights: dict[str, torch.Tensor]) -> None:
-        """Writes network.pt for every seed. weights: name -> [seeds, ...]."""
+    def save_networks(self, weights: dict[str, torch.Tensor], diverged) -> None:
+        """Writes network.pt for every seed but those of diverged replicas. weights: name -> [seeds, ...]."""
         options = self.run_folder.parameters["options"]
         with self._writing():
             for replica, seed in enumerate(self.config.seeds):
+                if replica in diverged:
+                    continue
                 mine = {name: values[replica] for name, values in weights.items()}
                 saved_network.save(self._seed_folder(seed), self.config.algorithm.name, options, mine)
 

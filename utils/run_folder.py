@@ -149,7 +149,8 @@ def matching(config: Config) -> Path | None:
     wanted, found = _described(config), []
     for path in runs(config):
         with contextlib.suppress(UserError):
-            if _same(parameters.read(path)[1], wanted):
+            saved = parameters.read(path)[1]
+            if _same({"pretrained_sha256": "", **saved, "options": config.with_defaults(saved["options"])}, wanted):
                 found.append(path)
     return next((path for path in found if finished_as(path)), found[0] if found else None)
 
@@ -165,7 +166,7 @@ def lasting(options: dict) -> dict:
 
 
 def _same(saved: dict, wanted: dict) -> bool:
-    names = ("model", "dataset", "data", "seeds", "as_published")
+    names = ("model", "dataset", "data", "seeds", "as_published", "pretrained_sha256")
     return all(saved[name] == wanted[name] for name in names) and lasting(saved["options"]) == lasting(
         wanted["options"]
     )

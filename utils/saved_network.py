@@ -5,11 +5,13 @@
 `torch.load(path, weights_only=True)` reads it.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from model.registry import ALGORITHMS
 from utils import tensors
 from utils.errors import UserError
 
@@ -36,10 +38,17 @@ def load(path: Path) -> dict:
             raise ValueError("it has no options and weights")
         if content.get("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}, which this version reads")
+        if content.get("model") not in ALGORITHMS:
+            raise ValueError(f"its model {str(content.get('model'))[:40]!r} is not known")
+        weights = content["weights"]
+        if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+            raise ValueError("its weights are no tensors with names")
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise ValueError("its weights are not all finite numbers: its meta-training diverged")
     except (OSError, ValueError) as error:
         reason = error if path.exists() else "there is no such file"
         raise UserError(
-            f"--pretrained {path} is no saved network ({reason}): give the {NAME} of a run that meta-trained one."
+            f"{path} is no saved network ({reason}): give the {NAME} of a run that meta-trained one."
         ) from None
     return content
 
@@ -74,10 +83,19 @@ def settings(pretrained: str, seeds, known, given: dict) -> dict:
     return {"meta_iterations": 0, **taken} if "meta_iterations" in known else taken
 
 
+def digest(pretrained: str, seeds) -> str:
+    """Of the files that the seeds start from, so that a run is never taken for one that began with others."""
+    both = hashlib.sha256()
+    for path in paths(pretrained, seeds):
+        both.update(path.read_bytes())
+    return both.hexdigest()
+
+
 def put_into(learner, pretrained: str) -> None:
     """Gives a learner's replicas the saved weights. UserError if they are those of another network."""
     layout = learner.network.layout
-    for row, path in enumerate(paths(pretrained, learner.seeds)):
+    files = paths(pretrained, learner.seeds)
+    for path in dict.fromkeys(files):
         found = load(path)["weights"]
         shapes = {name: tuple(value.shape) for name, value in found.items()}
         if shapes != {name: tuple(shape) for name, shape in layout.shapes.items()}:
@@ -87,4 +105,4 @@ def put_into(learner, pretrained: str) -> None:
                 " of them): give its --model, and drop the options that shape a network."
             )
         flat = torch.cat([found[name].flatten() for name in layout.shapes])
-        learner.weights[row] = flat.to(learner.weights)
+        learner.weights[[row for row, file in enumerate(files) if file == path]] = flat.to(learner.weights)
