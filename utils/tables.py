@@ -68,6 +68,9 @@ def _keep_meta_test(folder: Path) -> Path:
         name = "-".join(part for part in parts if part)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / META_TEST} is no record of a meta-test ({error!r}): run it again.") from None
+    for place in ("networks", "out", "data_path", "file"):  # where things lay is of no interest elsewhere
+        for told in (content["options"], *content["networks"]):
+            told.pop(place, None)
     path = FOLDER / "omniglot" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     atomic.write_text(path, json.dumps(content, indent=1) + "\n")
