@@ -76,7 +76,7 @@ class Trajectories:
     """
 
     def __init__(self, file: Path, options: MetaTestOptions, trajectory: str, seeds, longest: int):
-        saved = saved_network.load(file)
+        saved = saved_network.load(file, "--networks")
         held = TrajectoryOptions(trajectory=trajectory, validation=saved["options"].get("validation", 0.0))
         if not held.there:
             single = "--prior_strengths 10" if options.head == "gaussian" else "--rates 0.001"

@@ -30,8 +30,8 @@ def save(folder: Path, model: str, options: dict, weights: dict[str, Tensor]) ->
     tensors.save(folder / NAME, {**content, "weights": {name: value.cpu().clone() for name, value in weights.items()}})
 
 
-def load(path: Path) -> dict:
-    """What the file holds. UserError, in a sentence, if it is none of these."""
+def load(path: Path, flag: str = "--pretrained") -> dict:
+    """What the file holds. flag: that named it. UserError, in a sentence, if it is none of these."""
     try:
         content = tensors.load(path, map_location="cpu")
         if not isinstance(content, dict) or not isinstance(content.get("options"), dict) or "weights" not in content:
@@ -48,7 +48,7 @@ def load(path: Path) -> dict:
     except (OSError, ValueError) as error:
         reason = error if path.exists() else "there is no such file"
         raise UserError(
-            f"{path} is no saved network ({reason}): give the {NAME} of a run that meta-trained one."
+            f"{flag} {path} is no saved network ({reason}): give the {NAME} of a run that meta-trained one."
         ) from None
     return content
 
