@@ -15,7 +15,7 @@ from dataloaders import cifar100, class_orders, mnist, omniglot, shifts, tinyima
 from dataloaders.class_tasks import ClassOptions, ClassTasks
 from dataloaders.published import PublishedTasks
 from dataloaders.stream import ShiftedImages, Stream, StreamOptions
-from dataloaders.trajectories import DRAWINGS, Trajectory, TrajectoryOptions
+from dataloaders.trajectories import Trajectory, TrajectoryOptions
 from utils.errors import UserError
 from utils.options import option
 
@@ -193,7 +193,7 @@ DATASETS: dict[str, Dataset] = {
             TrajectoryOptions,
             "meta-training on Omniglot's background alphabets, then 600 characters of the others, 15 images each",
             "Javed and White 2019, Beaulieu et al. 2020; images: Lake, Salakhutdinov, Tenenbaum 2015",
-            DRAWINGS,
+            omniglot.DRAWINGS,
             1000,
             {
                 "arch": "anml_cnn",

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from dataloaders.image_sets import Files, ImageSet
+from dataloaders.omniglot import CHARACTERS, DRAWINGS
 from dataloaders.stream import EVALUATION_CHUNK, Split, Stream, StreamOptions
 from utils.errors import UserError
 from utils.options import option
 from utils.random_streams import generator
 
-#: Drawings of each Omniglot class, and classes of its background and evaluation alphabets.
-DRAWINGS, BACKGROUND, EVALUATION = 20, 964, 659
+#: Classes of the background and of the evaluation alphabets.
+BACKGROUND, EVALUATION = CHARACTERS["train"], CHARACTERS["test"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -234,6 +234,14 @@ def test_a_run_is_not_taken_for_one_that_began_with_another_network(train, train
     assert train(f"--model anml --pretrained {path} --seeds 0 --resume auto").folder != first.folder
 
 
+def test_a_run_that_goes_on_still_says_what_it_began_with(train, trained, killed):
+    line = f"--model anml --pretrained {trained}/0/network.pt --seeds 0"
+    folder = killed(lambda: train(line), 30)
+    train(f"--resume {folder}")
+    identity = json.loads((folder / "summary.json").read_text())["identity"]
+    assert identity["pretrained_sha256"] == saved_network.digest(f"{trained}/0/network.pt", [0])
+
+
 def test_meta_training_that_diverges_leaves_a_record_and_no_network(train):
     result = train("--model anml --meta_iterations 260 --alpha_init 1e30 --gate no --seeds 0 --channels 1")
     assert result.exit_code == 3 and result.status == "diverged"

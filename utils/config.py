@@ -39,8 +39,7 @@ class RunOptions:
     )
     evaluate_after: tuple[int, ...] = option(
         (),
-        "numbers of tasks after which all tasks learnt so far are evaluated, whatever --evaluate_tasks says (default:"
-        " none)",
+        "numbers of tasks after which all tasks learnt so far are evaluated, whatever --evaluate_tasks says",
     )
     calc_test_accuracy: bool = option(
         False, "with --evaluate_on validation, also evaluate on the test data at the end of each task"
@@ -135,7 +134,7 @@ class Config:
 
     sources: option name -> where its value comes from. notes: sentences that the user should read. resume: the folder
     of the run to go on with. resume_auto: go on with the last run of this very configuration, if there is one.
-    pretrained_sha256: of the files that --pretrained names; empty where there are none, or for a run that goes on.
+    pretrained_sha256: of the files that --pretrained names; empty where there are none.
     """
 
     algorithm: Algorithm
@@ -310,7 +309,8 @@ def _resumed(folder: Path, given: dict) -> Config:
     now, before = ({**c.values, "as_published": c.as_published} for c in (config, former))
     changed = {name: value for name, value in now.items() if name not in MAY_CHANGE and value != before[name]}
     _refuse_other(folder, changed, before, changed)
-    return dataclasses.replace(config, resume=folder, sources=told.get("sources", config.sources))
+    origin = {"sources": told.get("sources", config.sources), "pretrained_sha256": told.get("pretrained_sha256", "")}
+    return dataclasses.replace(config, resume=folder, **origin)
 
 
 def _refuse_other(folder: Path, now: dict, before: dict, asked: dict) -> None:

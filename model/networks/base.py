@@ -69,12 +69,15 @@ class Network:
         """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
         raise NotImplementedError
 
+    @property
+    def units(self) -> int:
+        """Numbers that the output layer sees of an example."""
+        return list(self.layout.shapes.values())[-2][1]
+
     def classify(self, weights: Tensor | list[Tensor], features: Tensor) -> Tensor:
         """The output layer: features [replicas, batch, units] -> logits. weights: of any scope, or its tensors."""
         if isinstance(weights, Tensor):
-            classes, units = list(self.layout.shapes.values())[-2]
-            weight = weights[:, -classes * (units + 1) : -classes].view(-1, classes, units)
-            bias = weights[:, -classes:]
+            weight, bias = self.scope_layout("head").tensors(weights[:, -sum(self.layout.sizes[-2:]) :])
         else:
             weight, bias = weights[-2:]
         return torch.baddbmm(bias[:, None], features, weight.mT)

@@ -66,8 +66,7 @@ class BlockNet(Network):
                     f"images of {shape[1]} x {shape[2]} pixels are too small for {len(blocks)} blocks of convolutions:"
                     " give --image_size 84, or --arch anml_cnn."
                 )
-        self.units = below * height * width
-        shapes |= {"head.weight": (classes, self.units), "head.bias": (classes,)}
+        shapes |= {"head.weight": (classes, below * height * width), "head.bias": (classes,)}
         self.layout = Layout(shapes)
 
     def initial_weights(self, rngs, dtype=torch.float32) -> Tensor:

@@ -55,13 +55,11 @@ class Modulated(Network):
 
     def narrowed(self, by: float, classes: int | None = None) -> "Modulated":
         prediction = self.prediction.narrowed(by, classes)
-        units = list(prediction.layout.shapes.values())[-2][1]
-        return Modulated(prediction, self.gate.narrowed(by, units), self.bias)
+        return Modulated(prediction, self.gate.narrowed(by, prediction.units), self.bias)
 
 
 def modulated(prediction: Network, width: float, bias: float = 0.0) -> Modulated:
     """`prediction` with a gate of the same kind, `width` of its hidden units or channels (112 / 256 in the paper)."""
-    _, units = list(prediction.layout.shapes.values())[-2]
-    gate = prediction.narrowed(1 / width, units)
+    gate = prediction.narrowed(1 / width, prediction.units)
     gate.heads = None
     return Modulated(prediction, gate, bias)
