@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dataloaders import cifar100, mnist, omniglot, tinyimagenet
 from utils.command_line import one_sentence, parse
 from utils.errors import UserError, nearest
+from utils.interruption import Interruption, Stopped
 from utils.options import option, options_of
 
 
@@ -15,7 +16,7 @@ from utils.options import option, options_of
 class Source:
     """Where a data set comes from.
 
-    is_present: data_path -> whether it is there and sound. fetch: (data_path, source) -> None.
+    is_present: data_path -> whether it is there and sound. fetch: (data_path, source) -> what it was, or None.
     """
 
     is_present: Callable
@@ -39,7 +40,9 @@ class Options:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Puts the named data set into --data_path. Exits with code 2 and one sentence if that cannot be done."""
+    """Puts the named data set into --data_path. Exits with code 2 and one sentence if that cannot be done; with 130 or
+    143, and nothing half done, if it is stopped.
+    """
     older = ", ".join(name for source in SOURCES.values() for name in source.older_names)
     usage = f"usage: get_data.py NAME [options]\n\nNAME: {', '.join(SOURCES)} or all (older names for mnist: {older})"
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -50,12 +53,20 @@ def main(argv: list[str] | None = None) -> None:
         options = parse(Options, argv, "get_data.py", f"{__doc__}\n\n{usage}")
         if asked is None:
             raise UserError(f"the name of a data set is missing: give one of {', '.join(SOURCES)}, or all.")
-        for name in _names(asked):
-            if SOURCES[name].is_present(options.data_path):
-                print(f"{name} is in {options.data_path}/{name} already, and sound.")
-                continue
-            SOURCES[name].fetch(options.data_path, options.source or None)
-            print(f"{name} is now in {options.data_path}/{name}.")
+        with Interruption() as interruption:
+            try:
+                _get(_names(asked), options)
+            except Stopped:
+                raise SystemExit(interruption.exit_code) from None
+
+
+def _get(names: list[str], options: Options) -> None:
+    for name in names:
+        if SOURCES[name].is_present(options.data_path):
+            print(f"{name} is in {options.data_path}/{name} already, and sound.")
+            continue
+        origin = SOURCES[name].fetch(options.data_path, options.source or None)
+        print(f"{name} is now in {options.data_path}/{name}" + (f" ({origin})." if origin else "."))
 
 
 def _names(asked: str) -> list[str]:

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 #: No image or list of these data sets is larger, in bytes.
 LARGEST_MEMBER = 5_000_000
@@ -61,5 +61,7 @@ class Zip:
                 return image.convert(mode)
         except ArchiveError:
             raise
+        except UnidentifiedImageError:
+            raise ArchiveError(f"{name} is no readable image") from None
         except Exception as error:  # Pillow raises nearly anything for a damaged image
             raise ArchiveError(f"{name} is no readable image: {error}") from None

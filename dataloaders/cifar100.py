@@ -117,11 +117,12 @@ def _from_zip(path: Path):
             if len(parts) == 4 and parts[0] == NAME and parts[1] in places:
                 places[parts[1]].setdefault(parts[2], []).append(name)
         classes = sorted(places["train"])
+        if len(classes) != 100:
+            raise ArchiveError(f"its train part has {len(classes)} classes, expected 100")
         arrays = {}
         for split, count in COUNTS.items():
-            if sorted(places[split]) != classes or len(classes) != 100:
-                missing = set(classes) ^ set(places[split])
-                raise ArchiveError(f"its {split} part has {len(places[split])} of 100 classes, {sorted(missing)[:3]}")
+            if odd := sorted(set(classes) ^ set(places[split])):
+                raise ArchiveError(f"class {odd[0]} is in one of its train and test parts only")
             for name, found in places[split].items():
                 if len(found) != count:
                     raise ArchiveError(f"class {name} has {len(found)} {split} images, expected {count}")

@@ -6,7 +6,9 @@
     about.json                            the classes, and the SHA-256 of them and of each file
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -60,6 +62,30 @@ def file_state(path) -> tuple[int, int, int]:
 def write(folder: Path, classes: list[str], arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Puts a set into its folder, whole or not at all. arrays: split -> images, labels. OSError if there is no room."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent) as alone:
+        _write(folder, classes, arrays)
+        for leftover in folder.parent.glob(f"{atomic.PARTIAL}*-{folder.name}") if alone else ():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path):
+    """Within it no other process writes a set into the folder. Yields False where that cannot be had (some network
+    file systems do not lock folders).
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        except OSError:
+            locked = False
+        yield locked
+    finally:
+        os.close(handle)
+
+
+def _write(folder: Path, classes: list[str], arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=atomic.PARTIAL, suffix=f"-{folder.name}"))
     try:
         digests = {"classes": _text_digest(classes)}
@@ -77,8 +103,6 @@ def write(folder: Path, classes: list[str], arrays: dict[str, tuple[np.ndarray, 
             os.replace(folder, former)
         os.replace(partial, folder)
         atomic.sync(folder.parent)
-        for leftover in folder.parent.glob(f"{atomic.PARTIAL}*-{folder.name}"):
-            shutil.rmtree(leftover, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

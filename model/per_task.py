@@ -65,7 +65,8 @@ class TaskInput(Learner):
     """theta_t <- theta_t - lr * grad l(theta_t; B), theta_t being the shared weights and those of B's task.
 
     Reference: "task input" of Riemer et al. 2019, table 1, after "multimodal" of Lopez-Paz and Ranzato 2017: every task
-    has an input layer of its own. Needs to know the task at test time too.
+    has an input layer of its own. If the task is not told at test time, every class is scored by its own task's network
+    (ours; where all tasks have the same classes, the task must be told).
     """
 
     network: PerTask
@@ -81,9 +82,22 @@ class TaskInput(Learner):
         return loss
 
     def predict(self, x: Tensor, t: int | None = None) -> Tensor:
+        if t is None:
+            return super().predict(x, None)
         with torch.no_grad():
             one = self.network.one
             return one.to_predict(one(self._weights_of(the_task(t)), x), t)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Each class as the network of its own task has it; ValueError where all tasks have the same classes."""
+        if self.heads is None:
+            the_task(None)
+        one = self.network.one
+        with torch.no_grad():
+            scores = one(self._weights_of(0), x)
+            for t in range(1, self.network.n_tasks):
+                scores[:, :, self.heads.outputs(t)] = one(self._weights_of(t), x)[:, :, self.heads.outputs(t)]
+        return scores
 
 
 class Independent(TaskInput):

@@ -37,8 +37,9 @@ class Algorithm:
     learner, options: the classes. presets: defaults of this algorithm where they differ from the options class.
     as_published: what --as_published sets, each an ordinary option that undoes one correction of ours;
     as_published_images: the same where the published program differs on streams of images.
-    joint: trained on all tasks mixed instead of one after the other. needs_task: predicts only if it is told the task.
+    joint: trained on all tasks mixed instead of one after the other. needs_task: learns only if it is told the task.
     network: (the network of NetworkOptions, number of tasks, options) -> the one it learns. aliases: older names.
+    unread: flags of published command lines for it that change nothing, and why; noted and ignored.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Algorithm:
     needs_task: bool = False
     network: Callable = lambda network, n_tasks, options=None: network
     aliases: tuple[str, ...] = ()
+    unread: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def deviations(self, images: bool) -> dict:
         """What --as_published sets, on streams of images or on others."""
@@ -186,6 +188,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "averaged GEM: steps that do not raise the loss on a random batch of the memory",
             "Chaudhry et al. 2019, Efficient Lifelong Learning with A-GEM (arXiv 1812.00420)",
             as_published={"reference": "task_mean", "protect_first_task": False, "grad_clip_norm": 2.0},
+            unread={"memory_strength": "A-GEM has no margin, and the published code never used it"},
         ),
         Algorithm(
             "ewc",

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from dataloaders import image_sets
 from main import main
 from model.memory import Reservoir
 from utils.record import Record
@@ -24,6 +26,22 @@ def mnist_data():
     if not (DATA / "mnist" / "train-images-idx3-ubyte.gz").exists():
         pytest.skip("needs MNIST: uv run get_data.py mnist")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A data folder with a small CIFAR-100 (20 training images per class) and a smaller TinyImageNet."""
+    data = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name, classes, side, counts in (("cifar100", 100, 32, (20, 4)), ("tinyimagenet", 200, 64, (4, 2))):
+        colours = rng.integers(0, 200, (classes, 3, 1, 1))
+        arrays = {}
+        for split, n in zip(image_sets.SPLITS, counts, strict=True):
+            labels = np.repeat(np.arange(classes), n)
+            noise = rng.integers(0, 56, (len(labels), 3, side, side))
+            arrays[split] = (colours[labels] + noise).astype(np.uint8), labels
+        image_sets.write(data / name, [f"class{i}" for i in range(classes)], arrays)
+    return data
 
 
 @pytest.fixture

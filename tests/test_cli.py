@@ -1,6 +1,7 @@
 """The command line: what older scripts say still works, and what cannot work is refused in one sentence."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -101,7 +102,7 @@ def mer_line(stream, n, rest):
 
 # The 40 lines of La-MAML's run_experiments.sh for CIFAR-100 and TinyImageNet: common part, then model and settings.
 IMAGES_COMMON = (
-    "--dataset {stream} --data_path data/ --log_dir logs/ --cuda --log_every 3125 --samples_per_task 2500"
+    "--dataset {stream} --data_path {data_path} --log_dir logs/ --cuda --log_every 3125 --samples_per_task 2500"
     " --validation 0.1 --class_order random --increment 5 --arch pc_cnn --loader class_incremental_loader --workers 3"
     " --seed 0 --calc_test_accuracy --expt_name x --n_epochs {epochs}"
 )
@@ -133,7 +134,7 @@ IMAGES = {
         [f"--glances {g} --grad_clip_norm {clip}" for g, clip in ((1, 5), (2, 5), (1, 2), (2, 5))],
     ),
     "agem": (
-        "--model agem --batch_size 10 --n_memories 10",
+        "--model agem --batch_size 10 --n_memories 10 --memory_strength 0.5",
         ["--lr 0.03 --glances 1", "--lr 0.03 --glances 2", "--lr 0.01 --glances 1", "--lr 0.01 --glances 2"],
     ),
     "mer": (
@@ -166,6 +167,7 @@ IMAGES = {
     ),
 }
 IMAGE_PLACES = [("cifar100", 10, 200), ("cifar100", 1, 200), ("tinyimagenet", 10, 400), ("tinyimagenet", 1, 400)]
+DATA_PATHS = {"cifar100": "data/", "tinyimagenet": "data/tiny-imagenet-200/"}
 IMAGE_LINES = [
     (name, stream, 50 if name == "iid" else epochs, m, f"{IMAGES_COMMON} {line} {added}")
     for name, (line, places) in IMAGES.items()
@@ -223,7 +225,7 @@ def test_there_are_forty_lines_for_images():
 @pytest.mark.parametrize(("name", "stream", "epochs", "m", "line"), IMAGE_LINES, ids=lambda value: str(value)[:20])
 def test_image_lines_mean_what_they_meant(name, stream, epochs, m, line):
     """Every line gives the settings that its algorithm has by default, single or multi pass (papers/)."""
-    config = configure(line.format(stream=stream, epochs=epochs, m=m).split())
+    config = configure(line.format(stream=stream, epochs=epochs, m=m, data_path=DATA_PATHS[stream]).split())
     assert (config.algorithm.name, config.dataset.name, config.run.n_epochs) == (name, stream, epochs)
     bare = configure(f"--model {name} --dataset {stream} --n_epochs {epochs} --validation 0.1".split())
     unread = {"cmaml": {"opt_lr"}, "lamaml": {"opt_wt"}}.get(name, set()) | {"samples_per_task"}
@@ -233,6 +235,15 @@ def test_image_lines_mean_what_they_meant(name, stream, epochs, m, line):
             k: v for k, v in theirs.items() if k not in unread
         }
     assert config.run.batch_size == bare.run.batch_size
+
+
+@pytest.mark.parametrize(("name", "stream", "epochs", "m", "line"), IMAGE_LINES, ids=lambda value: str(value)[:20])
+def test_image_lines_run(name, stream, epochs, m, line, images, tmp_path, quick_plots):
+    line = line.format(
+        stream=stream, epochs=epochs, m=m, data_path=images / Path(DATA_PATHS[stream]).relative_to("data")
+    )
+    size = f"--samples_per_task 10 --n_tasks 2 --channels 2 --validation 0.25 --log_dir {tmp_path} --log_every 0"
+    assert main([*line.split(), *size.split()]).exit_code == 0
 
 
 def test_the_lines_of_mers_unit_tests_and_its_other_flags():
@@ -269,6 +280,12 @@ def test_switches_are_literal_once_one_is_given(line, name, switches):
     assert (config.learner.learn_lr, config.learner.sync_update) == switches
 
 
+def test_a_flag_that_the_published_code_never_read_is_noted_and_others_are_refused(refused):
+    config = configure("--model agem --memory_strength 0.5".split())
+    assert "--memory_strength has no effect: A-GEM" in config.notes[0]
+    assert "--memory_strength is an option of" in refused("--model er --memory_strength 0.5")
+
+
 def test_sources_of_values_and_who_wins():
     config = configure("--model lamaml --dataset mnist_rotations".split())
     assert (config.learner.opt_lr, config.sources["opt_lr"]) == (0.3, "papers/lamaml.toml")
@@ -277,6 +294,7 @@ def test_sources_of_values_and_who_wins():
     assert (config.learner.opt_lr, config.sources["opt_lr"]) == (0.2, "command line")
     assert (config.learner.snapshot, config.sources["snapshot"]) == ("live", "--as_published")
     assert config.seeds == (3,)
+    assert configure("--model lamaml --dataset cifar100".split()).seeds == (0, 1, 2), "as the paper's"
     config = configure("--model lamaml --as_published --reservoir uniform".split())
     assert (config.learner.reservoir, config.sources["reservoir"]) == ("uniform", "command line")
 

@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import pickle
+import signal
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -160,10 +162,11 @@ def _without(part):
 
 
 CIFAR_FAULTS = [
-    (_without("train/class07/"), "100 classes"),
-    (_without("test/class07/"), "class07"),
+    (_without("train/class07/"), "train part has 99 classes"),
+    (_without("test/class07/"), "class class07 is in one of its train and test parts only"),
+    (_without("/class07/"), "train part has 99 classes"),
     (_without("class07_1.webp"), "class07 has 1 train images, expected 2"),
-    (lambda m: {**m, "cifar100/train/class07/class07_1.webp": b"no image"}, "class07_1.webp is no readable image"),
+    (lambda m: {**m, "cifar100/train/class07/class07_1.webp": b"no image"}, "class07_1.webp is no readable image)"),
     (lambda m: {**m, "cifar100/train/class07/class07_1.webp": encoded(pixels("x", 16))}, "16 x 16 pixels"),
     (lambda m: {**m, "cifar100/train/class07/class07_1.webp": encoded(pixels("x", 32))}, "not CIFAR-100's"),
     (lambda m: {**m, "../escaped.txt": b""}, "outside the folder"),
@@ -186,6 +189,11 @@ TINY_FAULTS = [
     (_without("/train/"), "no training images"),
     (_without(f"{WNIDS[5]}_1.JPEG"), f"{WNIDS[5]} has 1 training images, others 2"),
     (_without(f"train/{WNIDS[5]}/"), f"{WNIDS[5]} has 0 training images"),
+    (
+        lambda m: {**m, f"tiny-imagenet-200/train/{WNIDS[5]}/images/x_9.JPEG": b""},
+        f"{WNIDS[5]} has 3 training images, others 2",
+    ),
+    (lambda m: {**m, "tiny-imagenet-200/train/n77777777/images/x_0.JPEG": b""}, "'n77777777', which wnids.txt has not"),
     (_without("val_9.JPEG"), "val_9.JPEG"),
     (lambda m: {**m, "tiny-imagenet-200/val/val_annotations.txt": b"val_0.JPEG\tnosuch"}, "nosuch"),
     (lambda m: {**m, "tiny-imagenet-200/wnids.txt": b"n1 n2"}, "names 2 classes"),
@@ -246,6 +254,61 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr(cifar100, "ARCHIVE_MD5", hashlib.md5(packed.getvalue()).hexdigest())
     assert "could run code" in refused("cifar100", tmp_path, capsys)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_the_complete_tinyimagenet_comes_first_and_the_folder_of_the_published_lines_finds_it(small, tmp_path, capsys):
+    zipped(tmp_path / "tiny-imagenet-200-more.zip", tiny_members(1))
+    zipped(tmp_path / "tiny-imagenet-200.zip", tiny_members(2))
+    fetch("tinyimagenet", tmp_path)
+    assert "(tiny-imagenet-200.zip, 2 training images of each class)" in capsys.readouterr().out
+    assert len(tinyimagenet.load(tmp_path / "data" / "tiny-imagenet-200")[0].images["train"]) == 400
+
+
+def test_a_download_of_tinyimagenet_is_complete_or_refused(small, tmp_path, monkeypatch, capsys):
+    zipped(tmp_path / "tiny.zip", tiny_members(2))
+    content = (tmp_path / "tiny.zip").read_bytes()
+    monkeypatch.setattr(tinyimagenet, "download", lambda *_: content)
+    argv = ["tinyimagenet", "--data_path", str(tmp_path / "data")]
+    with pytest.raises(SystemExit):
+        get_data.main(argv)
+    assert "has 2 training images, expected 500" in capsys.readouterr().err
+    assert not list((tmp_path / "data").glob("*"))
+    monkeypatch.setattr(tinyimagenet, "COMPLETE", 2)
+    get_data.main(argv)
+    assert tinyimagenet.is_present(tmp_path / "data")
+
+
+def test_an_import_that_is_told_to_stop_leaves_nothing(small, tmp_path, monkeypatch):
+    zipped(tmp_path / "cifar100.zip", cifar_members())
+    monkeypatch.setattr(image_sets.np, "save", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        fetch("cifar100", tmp_path)
+    assert stop.value.code == 143 and not list((tmp_path / "data").glob("*"))
+
+
+def test_two_imports_at_once_leave_each_other_alone(tmp_path):
+    """A leftover of a process that was killed is removed, but not what a process that runs is writing."""
+    arrays = {split: (np.zeros((4, 1, 2, 2), np.uint8), np.arange(4)) for split in image_sets.SPLITS}
+    (tmp_path / ".partial-killed-set").mkdir()
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(path, array, save=np.save):
+        began.set()
+        go_on.wait(10)
+        save(path, array)
+
+    writers = [threading.Thread(target=image_sets.write, args=(tmp_path / "set", ["a"], arrays)) for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_sets.np, "save", slow)
+        writers[0].start()
+        assert began.wait(10)
+    writers[1].start()
+    writers[1].join(0.2)
+    assert writers[1].is_alive(), "it waits for the first"
+    go_on.set()
+    for writer in writers:
+        writer.join(10)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"] and image_sets.is_sound(tmp_path / "set")
 
 
 def test_an_interrupted_import_leaves_what_was_there(small, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.networks import MLP
+from model.networks import MLP, Heads
 from model.per_task import (
     Independent,
     IndependentOptions,
@@ -89,6 +89,26 @@ def test_updates_are_autograds(learner, network, options):
                     w -= 0.2 * g
     for name, expected in learner.named_parameters().items():
         torch.testing.assert_close(expected, named[name].detach())
+
+
+@pytest.mark.parametrize(
+    ("learner", "network", "options"),
+    [(TaskInput, taskinput_network, TaskInputOptions), (Independent, independent_network, IndependentOptions)],
+)
+def test_where_the_task_is_not_told_each_class_is_scored_by_its_own_tasks_network(learner, network, options):
+    one = MLP(4, [6], 6)
+    one.heads = Heads(6, 2, "task")
+    learner = learner(network(one, 3), options(lr=0.2), SEEDS, dtype=torch.float64)
+    x, _ = next(batches())
+    for t in range(2):
+        learner.see_task(t)
+        learner.begin_task(t)
+        learner.observe(x, t, torch.full(x.shape[:2], 2 * t))
+    untold = learner.predict(x)
+    for t in range(2):
+        own = slice(2 * t, 2 * t + 2)
+        assert torch.equal(untold[:, :, own], learner.predict(x, t)[:, :, own])
+    assert (untold[:, :, 4:] == Heads.OUT).all(), "not seen yet"
 
 
 def test_a_batch_of_several_tasks_is_refused():

@@ -114,7 +114,7 @@ SPECIAL = {
     "dataset": "stream (see --list)",
     "data_file": "MER's spelling of --dataset, such as mnist_rotations.pt",
     "seed": "one seed",
-    "seeds": "several seeds, trained side by side in one process (default 0 1 2 3 4)",
+    "seeds": "several seeds, trained side by side in one process (default: those of papers/, or else 0 1 2 3 4)",
     "cuda": "use a GPU if there is one (yes or no; --device cuda insists)",
     "xav_init": "older spelling of --init xavier_normal",
     "resume": "go on with a run that was stopped: its folder, or auto for the one of the same command, if there is one",
@@ -247,9 +247,9 @@ def _resolve(given: dict, auto: bool = False, begun: bool = False) -> Config:
     algorithm = _algorithm(given, notes)
     dataset = _dataset(given)
     ours = options_of(dataset.options).keys() | options_of(algorithm.options).keys()
-    for name in RETIRED.keys() - ours:
-        if given.pop(name, None) is not None:
-            notes.append(f"--{name} has no effect: {RETIRED[name]}.")
+    for name, reason in {**RETIRED, **algorithm.unread}.items():
+        if name not in ours and given.pop(name, None) is not None:
+            notes.append(f"--{name} has no effect: {reason}.")
     seeds = _seeds(given)
     as_published = _yes(given, "as_published")
     _device(given, notes)
@@ -262,6 +262,8 @@ def _resolve(given: dict, auto: bool = False, begun: bool = False) -> Config:
 
     n_epochs = known["n_epochs"].parse(given["n_epochs"]) if "n_epochs" in given else None
     row = papers.default_row(algorithm.name, dataset.name, n_epochs)
+    if not seeds:
+        seeds = row.seeds if row else (0, 1, 2, 3, 4)
     layers = [(f"default of {algorithm.name}", algorithm.presets), (f"default of {dataset.name}", dataset.presets)]
     layers += [(row.file, row.settings)] if row else []
     if as_published:
@@ -360,13 +362,12 @@ def _dataset(given: dict) -> Dataset:
 
 
 def _seeds(given: dict) -> tuple[int, ...]:
+    """Those that are given; none if none is."""
     one, several = given.pop("seed", None), given.pop("seeds", None)
     if one is not None and several is not None:
         raise UserError(f"--seed {one} and --seeds {' '.join(several)} exclude each other: give one of them.")
     checker = Option("seeds" if several else "seed", int, 0, low=0, high=2**63 - 1)
-    seeds = tuple(checker.parse(text) for text in several or [one if one is not None else "0"])
-    if one is None and several is None:
-        return (0, 1, 2, 3, 4)
+    seeds = tuple(checker.parse(text) for text in several or ([] if one is None else [one]))
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(several)} names a seed twice: every replica needs its own.")
     return seeds

@@ -109,7 +109,7 @@ class _Run:
                 f"--resume {folder.path} began with other data (SHA-256 {began}…) than --data_path"
                 f" {config.run.data_path} has now ({now}…): bring those back."
             )
-        agnostic = bool(stream.classes_per_task) and not config.algorithm.needs_task
+        agnostic = bool(stream.classes_per_task)
         self.loop = Loop(build_learner(config, stream), stream, phases, **self._loop_options(), task_agnostic=agnostic)
         if config.run.pretrained and checkpoint is None:
             saved_network.put_into(self.loop.learner, config.run.pretrained)

@@ -60,7 +60,7 @@ def build_network(options: NetworkOptions, input_shape, classes: int, heads: Hea
     if any(side < step or side % step for side in input_shape[1:]):
         raise UserError(
             f"--arch pc_cnn halves images three times (four from 64 pixels on), and these are {input_shape[1]} x"
-            f" {input_shape[2]}: choose another --dataset."
+            f" {input_shape[2]}: give another --arch, such as anml_cnn, or choose another --dataset."
         )
     network = ConvNet(input_shape, options.channels, classes, options.init)
     network.heads = heads

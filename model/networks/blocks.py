@@ -64,7 +64,7 @@ class BlockNet(Network):
             if min(height, width) < 1:
                 raise UserError(
                     f"images of {shape[1]} x {shape[2]} pixels are too small for {len(blocks)} blocks of convolutions:"
-                    " give --image_size 84, or --arch anml_cnn."
+                    " give --arch anml_cnn, or, for --dataset omniglot, --image_size 84."
                 )
         shapes |= {"head.weight": (classes, below * height * width), "head.bias": (classes,)}
         self.layout = Layout(shapes)

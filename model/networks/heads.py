@@ -30,6 +30,10 @@ class Heads:
         """The tasks that classes belong to."""
         return y // self.per_task
 
+    def outputs(self, t: int) -> slice:
+        """Those of the classes of task t."""
+        return slice(t * self.per_task, (t + 1) * self.per_task)
+
     def to_learn(self, logits: Tensor, t: Tensor) -> Tensor:
         """Logits [replicas, batch, classes] of examples of tasks t [replicas, batch], those that do not compete OUT."""
         if self.scenario == "class":

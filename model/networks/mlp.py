@@ -33,7 +33,9 @@ class MLP(Network):
 
     def narrowed(self, by: float, classes: int | None = None) -> "MLP":
         hidden = [max(1, int(width / by + 1e-9)) for width in self.widths[1:-1]]
-        return MLP(self.widths[0], hidden, classes or self.classes, self.init)
+        network = MLP(self.widths[0], hidden, classes or self.classes, self.init)
+        network.heads = self.heads
+        return network
 
     def features(self, weights: Tensor, x: Tensor) -> Tensor:
         """What the output layer sees, [replicas, batch, units]; arguments as of a call."""
