@@ -89,12 +89,13 @@ def main():
     rows = []
     for name in o.models:
         found = {str(n): round(milliseconds(name, n, o), 1) for n in counts}
-        best = min(found.values())
         row = {"model": name, "ms_per_replica": found, "published_ms": PUBLISHED.get(name)}
         row["matmul_gflops"] = round(matmul_gflops(o.device))
-        row["times_faster"] = round(PUBLISHED[name] / best, 1) if name in PUBLISHED else None
+        faster = {n: round(PUBLISHED[name] / ms, 2) for n, ms in found.items()} if name in PUBLISHED else {}
+        row["times_faster"] = faster
         rows.append(row)
-        print(f"{name:12}", *(f"{n} replicas {ms:9.1f} ms" for n, ms in found.items()), row["times_faster"], flush=True)
+        times = ", ".join(f"{n} replicas {ms:9.1f} ms" for n, ms in found.items())
+        print(f"{name:12} {times}; times faster: {', '.join(map(str, faster.values())) or '-'}", flush=True)
     write(o.out, {**machine(o), "unit": "ms per observed batch and replica", "rows": rows})
 
 
