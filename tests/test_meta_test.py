@@ -1,6 +1,7 @@
 """The stream `omniglot`: trajectories of classes; meta-trained networks, saved and loaded; the fast meta-test."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -169,38 +170,57 @@ def test_a_run_takes_over_what_shaped_the_network(trained, omniglot):
     ("what", "line", "parts"),
     [
         ("nothing", "", ["there is no such file"]),
-        ("text", "", ["is no saved network"]),
+        ("text", "", ["is no saved network (PyTorch did not write it)"]),
+        ("empty", "", ["is no saved network (PyTorch did not write it)"]),
         ("pickle", "", ["could run code"]),
         ("other", "", ["is no saved network", "options and weights"]),
-        ("cut", "", ["is no saved network"]),
+        ("cut", "", ["is no saved network (it is damaged: its end is missing)"]),
+        ("flipped", "", ["is no saved network (it is damaged: the checksum of its part"]),
         ("network", "--channels 8", ["--channels 8 disagrees", "has 4"]),
         ("network", "--gate no", ["--gate no disagrees"]),
         ("network", "--validation 0.3", ["--validation 0.3 disagrees"]),
         ("network", "--stream_seed 1", ["--stream_seed 1 disagrees"]),
         ("network", "--model er", ["another network than the options describe"]),
-        ("list", "", ["no tensors with names"]),
+        ("network", "--model oml", ["--model oml disagrees", "holds a network of anml: give --model anml"]),
+        ("list", "", ["no tensors of floating-point numbers with names"]),
+        ("whole", "", ["no tensors of floating-point numbers with names"]),
         ("nan", "", ["its meta-training diverged"]),
-        ("nobody", "", ["'nobody' is not known"]),
+        ("nobody", "", ["'nobody' is none that meta-trains"]),
+        ("er", "", ["'er' is none that meta-trains"]),
+        ("names", "", ["is none that meta-trains"]),
+        ("fraction", "", ["--validation x cannot be used"]),
+        ("silent", "", ["does not say its validation"]),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(what, line, parts, trained, tmp_path, omniglot, refused):
     path, network = tmp_path / "some.pt", trained / "0" / "network.pt"
-    if what == "text":
-        path.write_text("no network")
+    if what in ("text", "empty"):
+        path.write_text("no network" if what == "text" else "")
     elif what == "pickle":
         torch.save(torch.nn.Linear(2, 2), path)
     elif what == "other":
         torch.save({"weights": {}}, path)
     elif what == "cut":
         path.write_bytes(network.read_bytes()[:-200])
-    elif what in ("list", "nan", "nobody"):
-        content = torch.load(network, weights_only=True)
-        content |= {"list": {"weights": [1]}, "nobody": {"model": "nobody"}}.get(what, {})
-        if what == "nan":
-            content["weights"]["head.bias"][0] = torch.nan
-        torch.save(content, path)
+    elif what == "flipped":
+        content = bytearray(network.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
     elif what == "network":
         path = network
+    elif what != "nothing":
+        content = torch.load(network, weights_only=True)
+        changes = {"list": {"weights": [1]}, "names": {"model": ["anml"]}, "nobody": {"model": "nobody"}}
+        content |= {**changes, "er": {"model": "er"}}.get(what, {})
+        if what == "nan":
+            content["weights"]["head.bias"][0] = torch.nan
+        elif what == "whole":
+            content["weights"]["head.bias"] = content["weights"]["head.bias"].long()
+        elif what == "fraction":
+            content["options"]["validation"] = "x"
+        elif what == "silent":
+            del content["options"]["validation"]
+        torch.save(content, path)
     model = "" if "--model" in line else "--model anml"
     said = refused(
         f"{model} --dataset omniglot --data_path {omniglot} --log_dir {tmp_path / 'new'} --n_tasks 3 {line}"
@@ -258,8 +278,8 @@ def sweep(trained, omniglot, tmp_path, capsys):
 
     def sweep(line="", networks=trained):
         common = f"--networks {networks} --lengths 3 6 --runs 2 --validation_runs 2 --data_path {omniglot}"
-        meta_test.main(f"{common} --out {tmp_path / 'out'} {line}".split())
-        return json.loads((tmp_path / "out" / "meta_test.json").read_text())
+        meta_test.main(f"{common} --out {sweep.out} {line}".split())
+        return json.loads((sweep.out / "meta_test.json").read_text())
 
     sweep.out = tmp_path / "out"
     return sweep
@@ -315,8 +335,8 @@ def liked(monkeypatch):
             start(trajectories, file, options, trajectory, *rest)
             trajectories.pool = trajectory
 
-        def spy(trajectories, settings, stops, head):
-            found = measure(trajectories, settings, stops, head)
+        def spy(trajectories, settings, stops, head, journal):
+            found = measure(trajectories, settings, stops, head, journal)
             asked.append((trajectories.pool, tuple(settings), tuple(stops)))
             if trajectories.pool == "validation":
                 for (setting, n), values in found.items():
@@ -355,6 +375,7 @@ def test_table_and_plot(sweep, capsys):
     text = (sweep.out / "meta_test.md").read_text()
     assert "| classes | held-out accuracy | accuracy on what was learnt | learning rate |" in text
     assert "over 4 runs of 2 network(s)" in text and text.strip() in capsys.readouterr().out
+    assert "Of the networks' own means, the standard deviation is at most " in text
     assert (sweep.out / "meta_test.png").stat().st_size > 0
 
 
@@ -366,19 +387,73 @@ def test_table_and_plot(sweep, capsys):
         ("--networks {trained} --lengths 700", ["--lengths 700", "659"]),
         ("--networks {trained} --lengths x", ["--lengths"]),
         ("--networks {trained} --rates 0", ["--rates", "numbers above 0"]),
+        ("--networks {trained} nowhere.pt", ["nowhere.pt", "there is no such file"]),
         ("--networks {none} --lengths 3", ["--validation 0", "--rates 0.001"]),
+        ("--networks {trained} {none} --lengths 3", ["mixes kinds", "validation 0.0"]),
+        ("--networks {trained} {longer} --lengths 3", ["mixes kinds", "meta_iterations 1"]),
     ],
 )
 def test_bad_input_to_the_meta_test(line, parts, trained, train, omniglot, tmp_path, capsys):
-    none = ""
+    none = longer = ""
     if "{none}" in line:
         none = train("--model anml --meta_iterations 1 --seeds 0 --validation 0").folder
+    if "{longer}" in line:
+        longer = train("--model anml --meta_iterations 1 --seeds 0").folder
     capsys.readouterr()
-    argv = [*line.format(trained=trained, none=none).split(), "--data_path", str(omniglot), "--out", f"{tmp_path}/o"]
+    line = line.format(trained=trained, none=none, longer=longer)
+    argv = [*line.split(), "--data_path", str(omniglot), "--out", f"{tmp_path}/o"]
     with pytest.raises(SystemExit) as stop:
         meta_test.main(argv)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and all(part in said for part in parts), said
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("flags", ["--rates 0.001 0.01", "--head gaussian"])
+def test_a_sweep_that_is_stopped_goes_on(flags, sweep, tmp_path, monkeypatch, capsys):
+    """Told to stop after some trajectories, it says so, and ends as in one piece; those are not learnt again."""
+    whole = sweep(flags)
+    sweep.out, add, learnt = tmp_path / "again", meta_test.Journal.add, []
+
+    def spy(journal, key, values):
+        add(journal, key, values)
+        learnt.append(key)
+        if len(learnt) == 7:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(meta_test.Journal, "add", spy)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        sweep(flags)
+    assert stop.value.code == 143 and "stopped; 7 trajectories are kept" in capsys.readouterr().err
+    with (sweep.out / "meta_test.jsonl").open("a") as file:
+        file.write('\n[["cut')
+    again = sweep(flags)
+    assert again["results"] == whole["results"] and again["networks"] == whole["networks"]
+    keys = [json.dumps(key) for key in learnt]
+    assert len(set(keys)) == len(keys) and not (sweep.out / "meta_test.jsonl").exists()
+
+
+def test_nothing_is_measured_twice_or_overwritten(sweep, trained, monkeypatch, capsys):
+    sweep("--rates 0.01")
+    before = (sweep.out / "meta_test.json").read_bytes()
+    monkeypatch.setattr(meta_test, "measure", None)
+    sweep("--rates 0.01")
+    assert "measured before" in capsys.readouterr().out
+    for line, networks in (("--rates 0.02", trained), ("--rates 0.01", trained / "0")):
+        with pytest.raises(SystemExit):
+            sweep(line, networks=networks)
+        assert "of other networks or options" in capsys.readouterr().err
+    assert (sweep.out / "meta_test.json").read_bytes() == before
+
+
+def test_without_out_every_sweep_has_a_folder_of_its_own(trained, omniglot, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for head in ("prototype", "gaussian --prior_strengths 3", "prototype"):
+        line = f"--networks {trained} --lengths 3 --runs 1 --data_path {omniglot} --head {head}"
+        meta_test.main(line.split())
+    names = [path.parent.name for path in (tmp_path / "logs" / "meta_test").glob("*/meta_test.json")]
+    assert sorted(name.rpartition("-")[0] for name in names) == ["anml-gaussian", "anml-prototype"]
 
 
 def test_a_meta_test_is_kept_and_appears_in_the_table(sweep, tmp_path, monkeypatch):

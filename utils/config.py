@@ -269,7 +269,7 @@ def _resolve(given: dict, auto: bool = False, begun: bool = False) -> Config:
     if as_published:
         layers += [("--as_published", algorithm.deviations(dataset.images))]
     if given.get("pretrained") and not begun:
-        saved = saved_network.settings(given["pretrained"], seeds, known, given)
+        saved = saved_network.settings(given["pretrained"], seeds, algorithm.name, known, given)
         layers += [(f"--pretrained {given['pretrained']}", saved)]
     layers += [("command line", given)]
     values = {name: o.default for name, o in known.items()}

@@ -8,10 +8,14 @@ that are no test classes. A trajectory longer than there are such classes takes 
 What stays as it is, all but the output layer, is computed once for each image, and only output layers learn, those of
 all runs and rates; numbers are those of `main.py --pretrained FILE --seeds 0 1 …` with the same rate (tests/
 test_meta_test.py).
+
+Stopped (Ctrl-C, SIGTERM, a crash), it loses the trajectory that it is at: the same command again goes on.
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,12 +39,25 @@ from utils.command_line import check_device, one_sentence, parse
 from utils.config import resolve
 from utils.console import Tolerant, say
 from utils.errors import UserError
-from utils.experiment import build_learner
+from utils.experiment import TOO_LARGE, build_learner
+from utils.interruption import Interruption, Stopped
 from utils.options import option
 from utils.record import spread
 
+NAME = "meta_test.json"
+FLAG = "--networks"
+
 #: Images whose features, or logits, are computed at once.
 CHUNK = 200
+
+#: Options that change no number.
+PLACES = ("networks", "out", "data_path", "device", "threads")
+
+#: What networks of one table have in common, beside the algorithm and saved_network.TAKEN_OVER: how they were trained.
+TRAINING = (
+    *("init", "alpha_init", "second_order", "scope", "zap", "gate_bias", "meta_iterations", "meta_lr"),
+    *("episode_classes", "episode_images", "remember_images", "fresh", "split_classes"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +76,13 @@ class MetaTestOptions:
         (1.0, 3.0, 10.0, 30.0, 100.0), "gaussian: values of --prior_strength to choose from"
     )
     shots: int = option(15, "images of each class that are learnt", low=1, high=19)
-    runs: int = option(10, "trajectories on test classes, per network; run r is --seed r of main.py", low=1, high=1000)
-    validation_runs: int = option(3, "trajectories on validation classes, per network", low=1, high=1000)
-    out: str = option("logs/meta_test", "folder for meta_test.json, meta_test.md and meta_test.png")
+    runs: int = option(10, "trajectories on test classes, per network; run r is --seed r of main.py", low=1, high=100)
+    validation_runs: int = option(3, "trajectories on validation classes, per network", low=1, high=100)
+    out: str = option(
+        "",
+        "folder for meta_test.json, meta_test.md and meta_test.png; if none is given, one in logs/meta_test for these"
+        " networks and options",
+    )
     data_path: str = option("data", "folder that get_data.py fills")
     device: str = option("cpu", "cpu, cuda, or cuda:N")
     threads: int = option(1, "CPU threads; 0: PyTorch's choice", low=0, high=1024)
@@ -76,27 +97,25 @@ class Trajectories:
     """
 
     def __init__(self, file: Path, options: MetaTestOptions, trajectory: str, seeds, longest: int):
-        saved = saved_network.load(file, "--networks")
-        held = TrajectoryOptions(trajectory=trajectory, validation=saved["options"].get("validation", 0.0))
-        if not held.there:
-            single = "--prior_strengths 10" if options.head == "gaussian" else "--rates 0.001"
-            raise UserError(
-                f"{file} was meta-trained on all background classes (--validation 0), so nothing is left to choose on:"
-                f" give a single value, such as {single}."
-            )
-        self.length = min(longest, held.there)
+        saved = saved_network.load(file, FLAG)
+        self.length = min(longest, _pool(saved, trajectory))
+        self.key = [saved_network.digest(str(file), [0]), trajectory, options.head, options.shots, self.length]
         given = {"model": saved["model"], "dataset": "omniglot", "pretrained": str(file), "trajectory": trajectory}
         given |= {"seeds": [str(seed) for seed in seeds], "data_path": options.data_path, "device": options.device}
         given |= {"samples_per_task": options.shots, "online": "finetune", "finetune_scope": "head", "head": "linear"}
         config = resolve({**given, "n_tasks": self.length})
         stream = build_stream(config.dataset, config.stream, options.data_path).to(options.device)
-        learner = build_learner(config, stream)
-        saved_network.put_into(learner, str(file))
-        self.network, self.seeds = learner.network, list(seeds)
-        self._see(learner, stream)
-        learner.begin_task(0)
+        self.seeds, heads = list(seeds), []
+        for seed in self.seeds:  # one learner at a time: of each, only the output layer is kept
+            learner = build_learner(dataclasses.replace(config, seeds=(seed,)), stream)
+            saved_network.put_into(learner, str(file), FLAG)
+            self.network = learner.network
+            if not heads:
+                self._see(learner, stream)
+            learner.begin_task(0)
+            heads.append(learner.weights[:, self.network.first_column("head") :].clone())
         #: Output layers as the runs begin with them, [runs, n].
-        self.heads = learner.weights[:, self.network.first_column("head") :].clone()
+        self.heads = torch.cat(heads)
 
     def _see(self, learner, stream) -> None:
         """Computes the features of every image once.
@@ -117,7 +136,7 @@ class Trajectories:
         for some in needed.split(CHUNK):
             x = stream.to_float(images[some.to(images.device)])[None]
             with torch.no_grad():
-                found.append(self.network.features(learner.weights[:1], x)[0])
+                found.append(self.network.features(learner.weights, x)[0])
         self.table = torch.cat(found)
         places = place.to(self.table.device).split([part.numel() for part in rows.values()])
         self.places = {split: p.view(len(self.seeds), -1) for split, p in zip(rows, places, strict=True)}
@@ -167,61 +186,140 @@ def _right(logits: Tensor, y: Tensor) -> Tensor:
     return ((logits.argmax(dim=2) == y) & logits.isfinite().all(dim=2)).sum(dim=1)
 
 
+class Journal:
+    """What is measured already: a file with a line of JSON for each trajectory that was learnt to its end."""
+
+    def __init__(self, path: Path):
+        self.path, self._known = path, {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        for line in lines:
+            try:
+                key, values = json.loads(line)
+            except ValueError:  # cut off in the middle
+                continue
+            self._known[json.dumps(key)] = {int(n): found for n, found in values.items()}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, key: list, stops: list[int]) -> dict[int, dict[str, float]]:
+        """Number of classes -> split -> accuracy; empty unless it is known for all of them."""
+        known = self._known.get(json.dumps(key), {})
+        return {n: known[n] for n in stops} if all(n in known for n in stops) else {}
+
+    def add(self, key: list, values: dict[int, dict[str, float]]) -> None:
+        values = {**self._known.get(json.dumps(key), {}), **values}
+        self._known[json.dumps(key)] = values
+        with self.path.open("a") as file:
+            file.write("\n" * (file.tell() > 0) + json.dumps([key, values]))
+            file.flush()
+            os.fsync(file.fileno())
+
+
 #: (setting, number of classes) -> split -> accuracy of every run. A setting is a rate or a prior's strength.
 Accuracies = dict[tuple[float, int], dict[str, list[float]]]
 
 
-def measure(trajectories: Trajectories, settings: list[float], stops: list[int], head: str) -> Accuracies:
-    """What the runs know after every number of classes in `stops`, with every setting."""
-    runs, found = range(len(trajectories.seeds)), {}
+def measure(trajectories: Trajectories, settings: list[float], stops: list[int], head: str, journal) -> Accuracies:
+    """What the runs know after every number of classes in `stops`, with every setting; written to the journal."""
+
+    def key(run: int, setting: float) -> list:
+        return [*trajectories.key, setting, trajectories.seeds[run]]
+
+    runs = range(len(trajectories.seeds))
     jobs = [(run, setting) for setting in settings for run in runs]
-    size = 1  # on a CPU one after the other: its caches hold one output layer with its moments, not two
+    left = [job for job in jobs if not journal.get(key(*job), stops)]
+    groups = [[job] for job in left]  # on a CPU one after the other: its caches hold one output layer with its moments
     if trajectories.table.is_cuda:
-        size = len(jobs) if head == "linear" else len(runs)
+        alike = [left] if head == "linear" else [[job for job in left if job[1] == setting] for setting in settings]
+        groups = [group for group in alike if group]
     screen = Tolerant(sys.stderr)
-    for first in tqdm.trange(0, len(jobs), size, unit="run", file=screen, mininterval=0.3 if screen.isatty() else 20):
-        group = jobs[first : first + size]
+    for group in tqdm.tqdm(groups, unit="run", file=screen, mininterval=0.3 if screen.isatty() else 20):
         some_runs, some = [run for run, _ in group], [setting for _, setting in group]
         if head == "linear":
             learning = trajectories.learn(some_runs, some, stops)
         else:
             learning = trajectories.count(some_runs, StatisticsHead(head, some[0]), stops)
+        values = {job: {} for job in group}
         for n, scores in learning:
-            for split, values in trajectories.accuracies(some_runs, n, scores).items():
-                for setting, value in zip(some, values.tolist(), strict=True):
-                    found.setdefault((setting, n), {}).setdefault(split, []).append(value)
-    return found
+            found = trajectories.accuracies(some_runs, n, scores)
+            for i, job in enumerate(group):
+                values[job][n] = {split: of_runs[i].item() for split, of_runs in found.items()}
+        for job in group:
+            journal.add(key(*job), values[job])
+    found = {job: journal.get(key(*job), stops) for job in jobs}
+    return {
+        (setting, n): {split: [found[run, setting][n][split] for run in runs] for split in ("train", "test")}
+        for setting in settings
+        for n in stops
+    }
 
 
-def meta_test(options: MetaTestOptions) -> dict:
-    """Everything measured, as meta_test.json has it."""
-    lengths = sorted(set(options.lengths))
-    if max(lengths) > EVALUATION:
-        raise UserError(f"--lengths {max(lengths)} is more than the {EVALUATION} classes that there are: give fewer.")
+def checked(options: MetaTestOptions) -> dict[Path, dict]:
+    """The networks by their files. UserError for whatever cannot work, before anything is measured or written."""
+    if max(options.lengths) > EVALUATION:
+        raise UserError(
+            f"--lengths {max(options.lengths)} is more than the {EVALUATION} classes that there are: give fewer."
+        )
+    networks = {file: saved_network.load(file, FLAG) for file in files(options.networks)}
+    first, kind = next((file, _kind(saved)) for file, saved in networks.items())
+    for file, saved in networks.items():
+        if odd := [name for name, value in _kind(saved).items() if kind.get(name) != value]:
+            raise UserError(
+                f"--networks mixes kinds: {file} has {odd[0]} {_kind(saved)[odd[0]]}, {first} {kind.get(odd[0])}; a"
+                " table is of seeds of one kind: give each kind alone."
+            )
+        if len(_settings(options)) > 1 and not _pool(saved, "validation"):
+            single = "--prior_strengths 10" if options.head == "gaussian" else "--rates 0.001"
+            raise UserError(
+                f"{file} was meta-trained on all background classes (--validation 0), so nothing is left to choose on:"
+                f" give a single value, such as {single}."
+            )
+    return networks
+
+
+def _kind(saved: dict) -> dict:
+    """What networks of one table have in common."""
+    names = (*saved_network.TAKEN_OVER, *TRAINING)
+    return {"model": saved["model"], **{name: saved["options"].get(name) for name in names}}
+
+
+def _pool(saved: dict, trajectory: str) -> int:
+    """How many classes there are for it that the network never saw."""
+    return TrajectoryOptions(trajectory=trajectory, validation=float(saved["options"]["validation"])).there
+
+
+def _settings(options: MetaTestOptions) -> list[float]:
+    """What there is to choose from."""
     settings = {"linear": options.rates, "gaussian": options.prior_strengths, "prototype": (1.0,)}[options.head]
-    settings = sorted(set(settings))
-    tests: dict[int, dict[str, list[float]]] = {n: {"train": [], "test": []} for n in lengths}
-    networks = []
-    for file in dict.fromkeys(files(options.networks)):
+    return sorted(set(settings))
+
+
+def meta_test(options: MetaTestOptions, networks: dict[Path, dict], journal: Journal) -> dict:
+    """Everything measured, as meta_test.json has it. networks: see `checked`."""
+    lengths, settings = sorted(set(options.lengths)), _settings(options)
+    tests: dict[int, dict[str, list[list[float]]]] = {n: {"train": [], "test": []} for n in lengths}
+    told = []
+    for file, saved in networks.items():
         chosen, validation = dict.fromkeys(lengths, settings[0]), None
         if len(settings) > 1:
             seeds = range(options.validation_runs)
             held = Trajectories(file, options, "validation", seeds, max(lengths))
             stops = sorted({*(n for n in lengths if n <= held.length), held.length})
-            validation = measure(held, settings, stops, options.head)
+            validation = measure(held, settings, stops, options.head, journal)
             for n in lengths:
                 at = min(n, held.length)
                 chosen[n] = max(settings, key=lambda s, at=at: float(np.mean(validation[s, at]["test"])))
         trajectories = Trajectories(file, options, "test", range(options.runs), max(lengths))
         for setting in sorted(set(chosen.values())):
             stops = [n for n in lengths if chosen[n] == setting]
-            for (_, n), values in measure(trajectories, [setting], stops, options.head).items():
+            for (_, n), values in measure(trajectories, [setting], stops, options.head, journal).items():
                 for split in ("train", "test"):
-                    tests[n][split] += values[split]
-        networks.append(
+                    tests[n][split].append(values[split])
+        told.append(
             {
                 "file": str(file),
-                **{name: saved_network.load(file)[name] for name in ("model", "options")},
+                **{name: saved[name] for name in ("model", "options")},
                 "chosen": [chosen[n] for n in lengths],
                 "validation": validation and [
                     {"setting": setting, "classes": n, **{split: spread(np.array(v)) for split, v in values.items()}}
@@ -229,9 +327,23 @@ def meta_test(options: MetaTestOptions) -> dict:
                 ],
             }
         )  # fmt: skip
-    results = [{"classes": n, **{split: spread(np.array(v)) for split, v in tests[n].items()}} for n in lengths]
-    told = {"commit": parameters.commit(), "versions": parameters.versions()}
-    return {"options": dataclasses.asdict(options), **told, "networks": networks, "results": results}
+    results = [
+        {
+            "classes": n,
+            **{split: spread(np.concatenate(of_networks)) for split, of_networks in tests[n].items()},
+            "means_of_networks": {split: spread(np.mean(of_networks, 1)) for split, of_networks in tests[n].items()},
+        }
+        for n in lengths
+    ]
+    program = {"commit": parameters.commit(), "versions": parameters.versions()}
+    return {"options": dataclasses.asdict(options), **program, "networks": told, "results": results}
+
+
+def identity(options: MetaTestOptions, networks: dict[Path, dict]) -> str:
+    """A digest of what decides the numbers: the networks' files, and the options but for where things lie and run."""
+    decisive = {name: value for name, value in dataclasses.asdict(options).items() if name not in PLACES}
+    digests = [saved_network.digest(str(file), [0]) for file in networks]
+    return hashlib.sha256(json.dumps([decisive, digests]).encode()).hexdigest()
 
 
 def files(networks: tuple[str, ...]) -> list[Path]:
@@ -267,7 +379,53 @@ def table(content: dict) -> str:
         "",
         f"Head {head}; mean and standard deviation over {runs} runs of {len(content['networks'])} network(s).",
     ]
+    if len(content["networks"]) > 1:
+        apart = max(row["means_of_networks"]["test"]["std"] for row in content["results"])
+        lines.append(f"Of the networks' own means, the standard deviation is at most {apart:.4f}.")
     return "\n".join(lines)
+
+
+def run(options: MetaTestOptions) -> None:
+    """Measures, or goes on measuring, writes the records, and prints the table. OSError: they cannot be written."""
+    networks = checked(options)
+    whole = identity(options, networks)
+    model = next(iter(networks.values()))["model"]
+    out = Path(options.out or f"logs/meta_test/{model}-{options.head}-{whole[:8]}")
+    done = out / NAME
+    if done.exists():
+        content = _read(done)
+        if content.get("identity") != whole:
+            raise UserError(f"--out {out} has a meta-test of other networks or options: give another folder.")
+        say(f"{table(content)}\n\nmeasured before: records in {out}", sys.stdout)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(out / "meta_test.jsonl")
+    with Interruption() as interruption:
+        try:
+            content = {"identity": whole, **meta_test(options, networks, journal)}
+        except Stopped:
+            say(
+                f"utils.meta_test: stopped; {len(journal)} trajectories are kept in {journal.path}: give the same"
+                " command again to go on.",
+                sys.stderr,
+            )
+            raise SystemExit(interruption.exit_code) from None
+        with interruption.finishing():
+            say(table(content), sys.stdout)
+            atomic.write_text(out / "meta_test.md", table(content) + "\n")
+            plots.save(out / "meta_test.png", plots.by_length(content["results"]))
+            atomic.write_text(done, json.dumps(content, indent=1) + "\n")
+            journal.path.unlink(missing_ok=True)
+    say(f"\nrecords in {out}", sys.stdout)
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+        table(content)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{path} is no record of a meta-test: remove it, or give another --out.") from None
+    return content
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -276,20 +434,14 @@ def main(argv: list[str] | None = None) -> None:
         check_device(options.device)
         torch.set_num_threads(options.threads or torch.get_num_threads())
         torch.backends.cudnn.allow_tf32 = False  # as main.py
-        out = Path(options.out)
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            run(options)
         except OSError as error:
-            raise UserError(f"--out {out} cannot be made ({error}): give another folder.") from None
-        content = meta_test(options)
-        say(table(content), sys.stdout)
-        try:
-            atomic.write_text(out / "meta_test.json", json.dumps(content, indent=1) + "\n")
-            atomic.write_text(out / "meta_test.md", table(content) + "\n")
-            plots.save(out / "meta_test.png", plots.by_length(content["results"]))
-        except OSError as error:
-            raise UserError(f"--out {out} cannot be written ({error}): make room, or give another folder.") from None
-        say(f"\nrecords in {out}", sys.stdout)
+            raise UserError(f"--out cannot be written ({error}): make room, or give another folder.") from None
+        except RuntimeError as error:
+            if not TOO_LARGE.search(str(error)):
+                raise
+            raise UserError("the meta-test does not fit into memory: give fewer --runs, or fewer --lengths.") from None
 
 
 if __name__ == "__main__":

@@ -64,6 +64,10 @@ def load(source: Path | bytes, **how):
             with zipfile.ZipFile(file) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                     raise ValueError("it is compressed, which such a file never is")
+                if damaged := archive.testzip():  # torch.load looks at no checksum
+                    raise ValueError(f"it is damaged: the checksum of its part {damaged} differs")
+        else:
+            _refuse_other_files(file)
         if isinstance(file, io.BytesIO):
             file.seek(0)
         return torch.load(file, weights_only=True, **how)
@@ -73,6 +77,18 @@ def load(source: Path | bytes, **how):
         raise ValueError("it is damaged") from None
     except (ValueError, MemoryError):
         raise
-    except Exception as error:  # a damaged file can make PyTorch raise nearly anything
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ValueError(f"it is damaged: {reason}") from None
+    except Exception:  # a damaged file can make PyTorch raise nearly anything
+        raise ValueError("it is damaged") from None
+
+
+def _refuse_other_files(file: Path | io.BytesIO) -> None:
+    """ValueError for what is neither a zip file nor, as PyTorch wrote them before 2020, a sequence of pickles."""
+    if isinstance(file, io.BytesIO):
+        start = file.getvalue()[:2]
+    else:
+        with file.open("rb") as opened:
+            start = opened.read(2)
+    if start == b"PK":
+        raise ValueError("it is damaged: its end is missing")
+    if start != b"\x80\x02":
+        raise ValueError("PyTorch did not write it")
