@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.records import differences
 from dataloaders import image_sets
 from dataloaders.registry import DATASETS, build_stream
 from dataloaders.stream import TrainingSet
@@ -254,10 +255,13 @@ def test_a_run_is_not_taken_for_one_that_began_with_another_network(train, train
     assert train(f"--model anml --pretrained {path} --seeds 0 --resume auto").folder != first.folder
 
 
-def test_a_run_that_goes_on_still_says_what_it_began_with(train, trained, killed):
-    line = f"--model anml --pretrained {trained}/0/network.pt --seeds 0"
-    folder = killed(lambda: train(line), 30)
-    train(f"--resume {folder}")
+@pytest.mark.parametrize("head", ["linear", "gaussian"])
+def test_a_run_that_was_stopped_in_its_stream_goes_on_and_says_what_it_began_with(head, train, trained, killed):
+    line = f"--model anml --pretrained {trained}/0/network.pt --seeds 0 --head {head}"
+    whole = train(line).folder
+    folder = killed(lambda: train(f"{line} --checkpoint_minutes 0"), 30)
+    assert train(f"--resume {folder}").folder == folder
+    assert not set(differences(whole, folder)) - {"0/training_parameters.json"}  # how often there are checkpoints
     identity = json.loads((folder / "summary.json").read_text())["identity"]
     assert identity["pretrained_sha256"] == saved_network.digest(f"{trained}/0/network.pt", [0])
 

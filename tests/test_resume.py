@@ -67,9 +67,11 @@ def resume(run):
     return lambda folder, more="": run(f"--resume {folder} {more}", small=False)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_stopped_anywhere_it_ends_as_in_one_piece(name, run, resume, stop_at, capsys):
-    line = f"--model {name} --seeds 0 1 --n_epochs 2 --log_every 3 {EXTRA.get(name, '')}"
+@pytest.mark.parametrize(
+    ("name", "extra"), [*((name, EXTRA.get(name, "")) for name in ALGORITHMS), ("oml", "--head gaussian")]
+)
+def test_stopped_anywhere_it_ends_as_in_one_piece(name, extra, run, resume, stop_at, capsys):
+    line = f"--model {name} --seeds 0 1 --n_epochs 2 --log_every 3 {extra}"
     whole = run(line)
     stop_at(10)
     stopped = run(line)
