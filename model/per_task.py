@@ -91,7 +91,7 @@ class TaskInput(Learner):
     def scores(self, x: Tensor) -> Tensor:
         """Each class as the network of its own task has it; ValueError where all tasks have the same classes."""
         if self.heads is None:
-            the_task(None)
+            raise ValueError("the task must be known where all tasks have the same classes")
         one = self.network.one
         with torch.no_grad():
             scores = one(self._weights_of(0), x)
