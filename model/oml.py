@@ -63,6 +63,11 @@ class OMLOptions(EpisodeOptions, LookaheadOptions):
         10.0, "gaussian: examples that the variance common to all classes counts for in that of each", above=0
     )
 
+    @property
+    def replays(self) -> bool:
+        """Whether the stream's examples are replayed."""
+        return self.head == "linear" and self.online == "lookahead"
+
     def check(self, model: str, batch_size: int, classes: int) -> None:
         super().check(model, batch_size, classes)
         if self.fresh and self.episode_images > 10:

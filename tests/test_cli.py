@@ -329,6 +329,11 @@ def test_older_names_and_spellings():
     assert len(config.notes) == 5 and all("has no effect" in note for note in config.notes)
 
 
+def test_a_list_that_a_stream_fills_can_be_emptied():
+    assert len(configure("--model anml --dataset omniglot".split()).run.evaluate_after) == 8
+    assert configure("--model anml --dataset omniglot --evaluate_after none".split()).run.evaluate_after == ()
+
+
 @pytest.mark.parametrize("flag", ["--help", "--list", "--show_config"])
 def test_informing_flags_print_and_stop(flag, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -401,6 +406,9 @@ def test_help_names_every_flag_under_its_algorithms(capsys):
         ("--validation 0.0001", ["--validation 0.0001", "larger"]),
         ("--samples_per_task 4000", ["--samples_per_task 4000", "1198"]),
         ("--model online --log_alignment", ["--log_alignment", "online"]),
+        ("--evaluate_after 3 no", ["--evaluate_after 3 no cannot", "whole numbers above 0, or none", "default none"]),
+        ("--model anml --online finetune --log_alignment", ["--log_alignment", "anml replays none here"]),
+        ("--model oml --head gaussian --log_alignment", ["--log_alignment", "oml replays none here"]),
         ("--dataset mnist_rotations --data_path nowhere", ["nowhere", "get_data.py mnist"]),
         ("--model gem --n_memories 0", ["--n_memories 0", "gem", "--n_memories 10"]),
         ("--model agem --n_memories 0", ["--n_memories 0", "agem"]),

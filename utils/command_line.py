@@ -15,7 +15,7 @@ import torch
 
 from utils.console import say
 from utils.errors import UserError, nearest
-from utils.options import Option, options_of
+from utils.options import Option, options_of, shown
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,8 +69,7 @@ def parse(options: type, argv: list[str], script: str, about: str):
 def flag_line(o: Option, default) -> str:
     """An option in --help."""
     spelling = " ".join(f"--{flag}" for flag in (o.name, *o.flags))
-    shown = ("yes" if default else "no") if isinstance(default, bool) else "none" if default in ("", ()) else default
-    return f"  {spelling} {o.placeholder}\n      {o.help} (default {shown})"
+    return f"  {spelling} {o.placeholder}\n      {o.help} (default {shown(default)})"
 
 
 def show(text: str) -> typing.NoReturn:

@@ -418,9 +418,9 @@ def _check(config: Config) -> None:
         raise UserError(
             "--evaluate_on validation needs validation data: give --validation 0.1 (a fraction of the training data)."
         )
-    if run.log_alignment and not config.algorithm.learner.replays:
+    if run.log_alignment and not (config.algorithm.learner.replays and getattr(config.learner, "replays", True)):
         raise UserError(
-            f"--log_alignment compares with replayed examples, and {config.algorithm.name} replays none: drop it,"
+            f"--log_alignment compares with replayed examples, and {config.algorithm.name} replays none here: drop it,"
             " or choose --model er."
         )
     if config.algorithm.needs_task and not config.dataset.gives_task:

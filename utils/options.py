@@ -61,7 +61,11 @@ class Option:
             tuple[int, ...]: "INT ...",
             tuple[float, ...]: "FLOAT ...",
         }
-        return names[self.kind]
+        return names[self.kind] + (" | none" if self._may_be_none else "")
+
+    @property
+    def _may_be_none(self) -> bool:
+        return self.default == () and self.kind in (tuple[int, ...], tuple[float, ...])
 
     @property
     def expected(self) -> str:
@@ -72,6 +76,8 @@ class Option:
         words = {**words, tuple[int, ...]: "whole numbers above 0", tuple[float, ...]: "numbers above 0"}.get(
             self.kind, "one or more names"
         )
+        if self._may_be_none:
+            words += ", or none"
         if self.low is not None and self.high is not None:
             return f"{words} of at least {self.low} and at most {self.high}"
         if self.low is not None:
@@ -87,7 +93,10 @@ class Option:
         except (ValueError, TypeError, OverflowError):
             typed = None
         if typed is None or not self._in_range(typed):
-            raise UserError(f"--{self.name} {value} cannot be used: expected {self.expected} (default {self.default}).")
+            value = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise UserError(
+                f"--{self.name} {value} cannot be used: expected {self.expected} (default {shown(self.default)})."
+            )
         return typed
 
     def _convert(self, value):
@@ -105,6 +114,8 @@ class Option:
             number = float(value)
             return number if math.isfinite(number) else None
         if self.kind in (tuple[int, ...], tuple[float, ...]):
+            if self._may_be_none and list(value) == ["none"]:
+                return ()
             numbers = tuple(map(typing.get_args(self.kind)[0], value))
             return numbers if all(0 < number < FLOAT32_MAX for number in numbers) else None
         if self.kind == tuple[str, ...]:
@@ -121,6 +132,15 @@ class Option:
             or (self.high is not None and value > self.high)
             or (self.above is not None and value <= self.above)
         )
+
+
+def shown(value) -> str:
+    """A value as one would write it on the command line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return str(value) or "none"
 
 
 def options_of(cls) -> dict[str, Option]:
