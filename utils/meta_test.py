@@ -70,10 +70,11 @@ class MetaTestOptions:
     )
     lengths: tuple[int, ...] = option((10, 50, 75, 100, 200, 300, 400, 600), "numbers of classes to measure after")
     rates: tuple[float, ...] = option(
-        (0.0003, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003), "linear: learning rates of Adam to choose from"
+        (0.0003, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01),
+        "linear: learning rates of Adam to choose from",
     )
     prior_strengths: tuple[float, ...] = option(
-        (1.0, 3.0, 10.0, 30.0, 100.0), "gaussian: values of --prior_strength to choose from"
+        (1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "gaussian: values of --prior_strength to choose from"
     )
     shots: int = option(15, "images of each class that are learnt", low=1, high=19)
     runs: int = option(10, "trajectories on test classes, per network; run r is --seed r of main.py", low=1, high=100)
@@ -382,7 +383,27 @@ def table(content: dict) -> str:
     if len(content["networks"]) > 1:
         apart = max(row["means_of_networks"]["test"]["std"] for row in content["results"])
         lines.append(f"Of the networks' own means, the standard deviation is at most {apart:.4f}.")
+    lines += _at_the_edge(content)
     return "\n".join(lines)
+
+
+def _at_the_edge(content: dict) -> list[str]:
+    """A sentence for each end of the range of settings that was chosen: better ones may lie beyond it."""
+    flag = {"linear": "rates", "gaussian": "prior_strengths"}.get(content["options"]["head"])
+    settings, lines = content["options"][flag] if flag else [], []
+    if len(set(settings)) > 1:
+        for edge, word, beyond in ((min(settings), "smallest", "smaller"), (max(settings), "largest", "larger")):
+            at = [
+                str(row["classes"])
+                for i, row in enumerate(content["results"])
+                if any(network["chosen"][i] == edge for network in content["networks"])
+            ]
+            if at:
+                which = f"{', '.join(at)} classes" if len(at) < len(content["results"]) else "every number of classes"
+                lines.append(
+                    f"The {word} of --{flag}, {edge:g}, was best for {which}: {beyond} ones may be better still."
+                )
+    return lines
 
 
 def run(options: MetaTestOptions) -> None:
