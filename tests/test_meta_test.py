@@ -477,9 +477,9 @@ def test_a_meta_test_is_kept_and_appears_in_the_table(sweep, tmp_path, monkeypat
     monkeypatch.setattr(tables, "FOLDER", tmp_path / "results")
     tables.FOLDER.mkdir()
     path = tables.keep(sweep.out)
-    assert path.name == "anml-second_order-4_channels-2-linear.json"
+    assert path.name == "anml-second_order-4_channels-alpha_0.1-2-linear.json"
     row = tables.meta_tests().splitlines()[-1]
-    assert row.startswith("| `anml` | 2, second order, 4 channels | linear | .") and row.endswith("| 2 × 2 |")
+    assert row.startswith("| `anml` | 2, second order, 4 channels | 0.1 | linear | .") and row.endswith("| 2 × 2 |")
     (sweep.out / "meta_test.json").write_text("{}")
     with pytest.raises(UserError, match="no record of a meta-test"):
         tables.keep(sweep.out)

@@ -64,7 +64,8 @@ def _keep_meta_test(folder: Path) -> Path:
         network, head = content["networks"][0], content["options"]["head"]
         trained = network["options"]
         parts = [network["model"], "" if trained["gate"] else "no_gate", ORDERS[trained["second_order"]]]
-        parts += [f"{trained['channels']}_channels", str(trained["meta_iterations"]), head]
+        parts += [f"{trained['channels']}_channels", f"alpha_{trained['alpha_init']:g}"]
+        parts += [str(trained["meta_iterations"]), head]
         name = "-".join(part for part in parts if part)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{folder / META_TEST} is no record of a meta-test ({error!r}): run it again.") from None
@@ -81,7 +82,7 @@ def meta_tests() -> str:
     """The table of the meta-tests that were kept: held-out accuracy by the number of classes learnt."""
     records = [json.loads(path.read_text()) for path in sorted((FOLDER / "omniglot").glob("*.json"))]
     lengths = sorted({row["classes"] for record in records for row in record["results"]})
-    header = ["", "meta-training", "head", *(f"{n} classes" for n in lengths), "what was learnt", "runs"]
+    header = ["", "meta-training", "inner rate", "head", *(f"{n} classes" for n in lengths), "what was learnt", "runs"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for record in records:
         network, results = record["networks"][0], {row["classes"]: row for row in record["results"]}
@@ -89,7 +90,7 @@ def meta_tests() -> str:
         cells = [f"`{network['model']}`" + ("" if network["model"] != "anml" or o["gate"] else ", no gate")]
         channels = "" if o["channels"] == 256 else f", {o['channels']} channels"
         cells += [f"{o['meta_iterations']:,}, {ORDERS[o['second_order']].replace('_', ' ')}{channels}"]
-        cells += [record["options"]["head"]]
+        cells += [f"{o['alpha_init']:g}", record["options"]["head"]]
         found = [results.get(n) for n in lengths]
         cells += [_text(row["test"]["mean"], row["test"]["std"]) if row else "–" for row in found]
         cells += [_text(last["train"]["mean"], last["train"]["std"])]
