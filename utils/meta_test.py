@@ -70,7 +70,7 @@ class MetaTestOptions:
     )
     lengths: tuple[int, ...] = option((10, 50, 75, 100, 200, 300, 400, 600), "numbers of classes to measure after")
     rates: tuple[float, ...] = option(
-        (0.0003, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01),
+        (0.0001, 0.0003, 0.0006, 0.0008, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.01),
         "linear: learning rates of Adam to choose from",
     )
     prior_strengths: tuple[float, ...] = option(
