@@ -387,8 +387,8 @@ def test_a_rate_at_the_edge_of_those_tried_is_said(sweep, liked):
     liked({3: 0.001, 6: 0.1})
     content = sweep("--rates 0.001 0.01 0.1")
     text = meta_test.table(content)
-    assert "The smallest of --rates, 0.001, was best for 3 classes: smaller ones may be better still." in text
-    assert "The largest of --rates, 0.1, was best for 6 classes: larger ones may be better still." in text
+    assert "The smallest of --rates, 0.001, was best for 3 classes: smaller may be better still." in text
+    assert "The largest of --rates, 0.1, was best for 6 classes: larger may be better still." in text
     content["options"]["rates"] = [0.0001, *content["options"]["rates"], 1.0]
     assert "better still" not in meta_test.table(content)
     content["options"]["rates"] = [0.001]

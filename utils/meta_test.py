@@ -399,10 +399,8 @@ def _at_the_edge(content: dict) -> list[str]:
                 if any(network["chosen"][i] == edge for network in content["networks"])
             ]
             if at:
-                which = f"{', '.join(at)} classes" if len(at) < len(content["results"]) else "every number of classes"
-                lines.append(
-                    f"The {word} of --{flag}, {edge:g}, was best for {which}: {beyond} ones may be better still."
-                )
+                which = f"{', '.join(at)} classes"
+                lines.append(f"The {word} of --{flag}, {edge:g}, was best for {which}: {beyond} may be better still.")
     return lines
 
 
